@@ -1,0 +1,1 @@
+"""From stored records to evidence: frames, statistics, figures, the report."""

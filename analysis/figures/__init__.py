@@ -1,0 +1,1 @@
+"""Figures of the report, one a file: a table first, then its picture."""

@@ -1,0 +1,1 @@
+"""Early-performance predictors, one a file."""

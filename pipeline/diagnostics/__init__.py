@@ -1,0 +1,1 @@
+"""What is measured on networks while they train, one measurement a file."""

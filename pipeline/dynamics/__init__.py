@@ -1,0 +1,1 @@
+"""Lyapunov spectra and finite-time Lyapunov exponents. Needs torch, numpy and scipy alone."""

@@ -1,0 +1,1 @@
+"""What is learned, and by what: learning problems here, architectures in `tasks.networks`."""

@@ -1,0 +1,109 @@
+"""What an architecture is: a population of N networks of one shape, trained as one.
+
+Every parameter leads with the member axis N. A single network is a population of one. Members
+never mix: no operation reduces over N, so that what happens to one leaves the others' bits alone.
+
+Shapes: N members, B sequences or examples, T steps, I inputs, O outputs, D state, K tangents.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from tasks.base import Config, InputKind
+
+StateConvention = Literal["full", "hidden"]
+
+
+class TangentMap(Protocol):
+    """The derivative J of one application of the map, for every member and sequence."""
+
+    def __call__(self, Q_NBDK: Tensor) -> Tensor:
+        """J Q, without forming J where that is dear."""
+        ...
+
+    def dense(self) -> Tensor:
+        """J itself, (N, B, D', D)."""
+        ...
+
+
+class Orbit(Protocol):
+    """A start state and the maps applied along the way, whose tangents can be carried.
+
+    `maps()` may be called once; it streams, so that memory does not grow with the steps.
+    """
+
+    num_members: int
+    num_sequences: int
+    num_steps: int
+    tangent_size: int
+    dtype: torch.dtype
+    device: torch.device
+
+    def maps(self) -> Iterator[TangentMap]: ...
+
+
+class Network(nn.Module, ABC):
+    """Base of all architectures.
+
+    Args:
+        configs: one Config a member; they agree in every field not marked PerMember.
+        input_size: I, or the alphabet's size for tokens (which enter one-hot).
+        output_size: O.
+        generators: one CPU generator a member; it alone decides that member's start weights.
+            Weights are drawn in float64 and then cast, so both precisions start alike.
+
+    Raises UnsuitableError where `input_kind` is not among `accepts`.
+    """
+
+    Config: ClassVar[type[Config]]
+    accepts: ClassVar[frozenset[InputKind]]
+    is_recurrent: ClassVar[bool]
+
+    num_members: int
+    input_size: int
+    output_size: int
+
+    @abstractmethod
+    def __init__(
+        self,
+        configs: Sequence[Any],
+        *,
+        input_size: int,
+        output_size: int,
+        generators: Sequence[torch.Generator],
+        dtype: torch.dtype = torch.float32,
+        device: str | torch.device = "cpu",
+    ) -> None: ...
+
+    @abstractmethod
+    def forward(
+        self,
+        inputs: Tensor,
+        state: Any = None,
+        *,
+        dropout: Sequence[torch.Generator] | None = None,
+    ) -> tuple[Tensor, Any]:
+        """Outputs (N, B, T, O) or (N, B, O), and the state to carry into the next batch.
+
+        `inputs` have no member axis: all members see the same. `dropout` holds one generator
+        a member in training; None switches dropout off (evaluation and measurement).
+        The returned state is detached from the graph; it is None where nothing is carried.
+        """
+
+    @abstractmethod
+    def orbit(
+        self,
+        inputs: Tensor,
+        *,
+        state: StateConvention = "full",
+        dtype: torch.dtype = torch.float64,
+    ) -> Orbit:
+        """The maps this network applies to `inputs`, dropout off, without gradients.
+
+        Recurrent networks: one map a time step, from the zero state. Feed-forward networks:
+        one map a hidden layer, the output layer excluded.
+        """
