@@ -1,1 +1,1 @@
-"""Where cohorts are trained: in this process, or by Ray workers. One protocol, one conformance suite."""
+"""Where cohorts are trained: in this process, or by Ray workers. One protocol for both."""

@@ -1,0 +1,271 @@
+"""Which feature at which epoch goes with the final loss, and what is left of it.
+
+Three questions of every feature: does it go with the final loss; does it still, once the
+sampled hyperparameters are held fixed; and once the loss already seen is held fixed too. The
+loss seen answers the same questions: it is the bar. Protocol: rank statistics first, covariates
+with squares and products where there are trials enough, Holm over each table's column.
+"""
+
+import zlib
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from analysis import features as ft
+from analysis.frame import SweepFrame
+from analysis.statistics import (
+    Estimate,
+    Strata,
+    correlation,
+    correlation_ratio,
+    holm,
+    not_computable,
+    partial_correlation,
+    separation,
+    within_strata,
+)
+
+NUM_RESAMPLES = 2_000
+_TRIALS_PER_COVARIATE = 5
+_COLUMNS = {
+    "value": "", "low": "_low", "high": "_high", "p": "_p", "problem": "_problem",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Covariates:
+    """What is held fixed.
+
+    Attributes:
+        Z: trials by columns: ranks of the settings, scaled to unit variance, and powers.
+        words: what the columns are.
+        complete: False where there was room for the ranks only.
+    """
+
+    Z: pd.DataFrame
+    words: str
+    complete: bool
+
+
+@lru_cache(maxsize=2)
+def correlations(frame: SweepFrame) -> pd.DataFrame:
+    """One line an (epoch, feature), over the trials with a finite final loss.
+
+    Columns: epoch, feature, label, unit, group, n; spearman and pearson (with the final loss),
+    given_settings, given_settings_and_loss (partial rank correlations), within (pooled inside
+    strata of the setting the feature goes with most), each with _low, _high, _p, _problem and,
+    within one group of tests, _p_holm; strata_by, strata_positive, strata_negative, reverses;
+    interval, test and covariates say how.
+    """
+    target = frame.target
+    lines = []
+    for epoch in frame.measured_epochs or sorted(set(frame.scalars["epoch"])):
+        view = ft.early_view(frame, epoch)
+        table = ft.features(view)
+        table = table.reindex(target.index.intersection(table.index))
+        y = target.reindex(table.index).to_numpy(float)
+        settings = ft.hyperparameters(view).reindex(table.index)
+        seen = table[[ft.LOSS_SEEN]] if ft.LOSS_SEEN in table else table[[]]
+        given = covariates(settings)
+        given_loss = covariates(settings.join(seen))
+        for name in map(str, table):
+            x = table[name].to_numpy(float)
+            is_bar = ft.FEATURES[name].group == "loss"
+            lines.append(
+                {
+                    "epoch": epoch,
+                    **_about(name),
+                    **_line(x, y, settings, given, None if is_bar else given_loss, epoch, name),
+                }
+            )
+    result = pd.DataFrame(lines)
+    if result.empty:
+        return result
+    is_tested = result["group"] != "loss"
+    for column in ("spearman", "pearson", "given_settings", "given_settings_and_loss", "within"):
+        p = np.where(is_tested, result[f"{column}_p"].astype(float), np.nan)
+        result[f"{column}_p_holm"] = holm(p)
+    return result
+
+
+@lru_cache(maxsize=2)
+def design(frame: SweepFrame) -> pd.DataFrame:
+    """Settings against one another, against the features and against the final loss.
+
+    One line an (epoch, row, setting): spearman with its interval, or the correlation ratio η
+    where the setting is unordered. Settings against one another and the loss have epoch -1.
+    """
+    target = frame.target
+    lines = []
+    params = frame.params.reindex(target.index)
+    numbers = {n: params[n] for n in frame.sampled if ft.is_number(params[n])}
+    rows = {name: column.to_numpy(float) for name, column in numbers.items()}
+    rows["final loss"] = target.to_numpy(float)
+    for name, x in rows.items():
+        lines += [_pair(-1, name, x, params[s], s) for s in frame.sampled if s != name]
+    for epoch in frame.measured_epochs:
+        table = ft.features(ft.early_view(frame, epoch)).reindex(target.index)
+        for name in map(str, table):
+            lines += [
+                _pair(epoch, name, table[name].to_numpy(float), params[s], s) for s in frame.sampled
+            ]
+    return pd.DataFrame(lines)
+
+
+@lru_cache(maxsize=2)
+def divergence(frame: SweepFrame) -> pd.DataFrame:
+    """AUC of every feature for trials that diverge later, against those that end well.
+
+    Columns: epoch, feature, label, group, num_diverged, num_finite, auc, with _low, _high, _p,
+    _problem, _p_holm. A trial counts at an epoch only while it has not diverged yet.
+    """
+    trials = frame.trials
+    lines = []
+    for epoch in frame.measured_epochs:
+        table = ft.features(ft.early_view(frame, epoch))
+        state = trials.reindex(table.index)
+        is_case = (state["state"] == "diverged") & (state["last_epoch"] > epoch)
+        enters = is_case | state["target"].notna()
+        for name in map(str, table):
+            x, case = table.loc[enters, name].to_numpy(float), is_case[enters].to_numpy(bool)
+            estimate = separation(x, case)
+            num = {"num_diverged": int(case.sum()), "num_finite": int((~case).sum())}
+            lines.append({"epoch": epoch, **_about(name), **num, **_spell("auc", estimate)})
+    result = pd.DataFrame(lines)
+    if not result.empty:
+        result["auc_p_holm"] = holm(result["auc_p"].to_numpy(float))
+    return result
+
+
+def covariates(settings: pd.DataFrame) -> Covariates:
+    """Ranks of the settings; their squares and products too where five trials a column remain.
+
+    Ranks alone leave a curved influence (a learning rate with an optimum) in the residuals, so
+    what could not be included is said.
+    """
+    n = len(settings)
+    # A setting without its number in one trial would drop the trial: the caller's n says so.
+    ranks = {
+        str(name): _standard(stats.rankdata(column, nan_policy="omit"))
+        for name, column in settings.items()
+        if column.nunique() > 1
+    }
+    is_binary = {name: settings[name].nunique() == 2 for name in ranks}
+    names = list(ranks)
+    squares = {f"{a}²": _standard(ranks[a] ** 2) for a in names if not is_binary[a]}
+    products = {
+        f"{a} × {b}": _standard(ranks[a] * ranks[b])
+        for i, a in enumerate(names)
+        for b in names[i + 1 :]
+    }
+    columns, words = dict(ranks), "ranks"
+    room = n // _TRIALS_PER_COVARIATE
+    complete = len(columns) + len(squares) <= room
+    if complete and squares:
+        columns |= squares
+        words += ", squares"
+    if complete and products:
+        complete = len(columns) + len(products) <= room
+        if complete:
+            columns |= products
+            words += ", products"
+    Z = pd.DataFrame(columns, index=settings.index)
+    return Covariates(Z, f"{words} ({Z.shape[1]} columns)", complete)
+
+
+def _line(
+    x: np.ndarray,
+    y: np.ndarray,
+    settings: pd.DataFrame,
+    given: Covariates,
+    given_loss: Covariates | None,
+    epoch: int,
+    name: str,
+) -> dict[str, object]:
+    seed = zlib.crc32(f"{epoch}/{name}".encode())
+    B = max(500, min(NUM_RESAMPLES, 5_000_000 // max(1, len(y))))
+    rank = correlation(x, y, "spearman", num_resamples=B, seed=seed)
+    linear = correlation(x, y, "pearson", num_resamples=B, seed=seed)
+    n = int((np.isfinite(x) & np.isfinite(y)).sum())
+    by, strata = _stratify(x, y, settings, rank)
+    partial = (
+        partial_correlation(x, y, given.Z.to_numpy(), "spearman")
+        if given.Z.shape[1]
+        else not_computable("no setting was sampled", n)
+    )
+    partial_loss = (
+        partial_correlation(x, y, given_loss.Z.to_numpy(), "spearman")
+        if given_loss is not None
+        else not_computable("this is the loss itself", n)
+    )
+    return {
+        "n": n,
+        **_spell("spearman", rank),
+        **_spell("pearson", linear),
+        **_spell("given_settings", partial),
+        **_spell("given_settings_and_loss", partial_loss),
+        **_spell("within", strata.pooled),
+        "strata_by": by,
+        "strata_positive": strata.num_positive,
+        "strata_negative": strata.num_negative,
+        "reverses": strata.reverses,
+        "interval": rank.interval,
+        "test": rank.test,
+        "covariates": given.words,
+        "covariates_with_loss": given_loss.words if given_loss is not None else "",
+    }
+
+
+def _stratify(
+    x: np.ndarray, y: np.ndarray, settings: pd.DataFrame, marginal: Estimate
+) -> tuple[str, Strata]:
+    """Strata of each setting; those that turn the sign, else of the one x goes with most."""
+    found: list[tuple[bool, float, str, Strata]] = []
+    for name, column in settings.items():
+        by = column.to_numpy(float)
+        strata = within_strata(x, y, by, marginal)
+        tie = correlation(x, by, "spearman", num_resamples=1).value
+        found.append((strata.reverses, abs(tie) if np.isfinite(tie) else -1.0, str(name), strata))
+    if not found:
+        return "", Strata(0, 0, 0, not_computable("no setting was sampled", 0), False)
+    _, _, name, strata = max(found, key=lambda f: f[:2])
+    return name, strata
+
+
+def _pair(
+    epoch: int, row: str, x: np.ndarray, setting: pd.Series, name: str
+) -> dict[str, object]:
+    if ft.is_number(setting):
+        y = setting.to_numpy(float)
+        estimate = correlation(x, y, "spearman", num_resamples=500)
+        measure = "spearman"
+    else:
+        estimate = correlation_ratio(x, setting.astype(str).to_numpy(dtype=str))
+        measure = "eta"
+    label = ft.FEATURES[row].label if row in ft.FEATURES else row
+    return {
+        "epoch": epoch,
+        "row": row,
+        "label": label,
+        "setting": name,
+        "measure": measure,
+        "n": estimate.n,
+        **_spell("value", estimate),
+    }
+
+
+def _about(name: str) -> dict[str, str]:
+    feature = asdict(ft.FEATURES[name])
+    return {"feature": name, **{k: feature[k] for k in ("label", "unit", "group")}}
+
+
+def _spell(prefix: str, estimate: Estimate) -> dict[str, object]:
+    return {f"{prefix}{end}": getattr(estimate, name) for name, end in _COLUMNS.items()}
+
+
+def _standard(column: np.ndarray) -> np.ndarray:
+    standard: np.ndarray = (column - np.nanmean(column)) / np.nanstd(column)
+    return standard

@@ -1,0 +1,297 @@
+"""A whole sweep as tables, and what of it was known at an epoch.
+
+`SweepFrame` holds everything; it is where targets come from. `EarlyView` holds what had been
+seen by the end of one epoch and is what features and predictors are given: later rows and the
+outcome in the header never enter it.
+"""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline import records, space
+from pipeline.records import TrialHeader, TrialRecord
+from pipeline.space import Range
+from pipeline.store import Store, SweepInfo
+
+TARGET = "val_loss"
+MEASURED_PREFIXES = ("lyapunov.", "ftle.")
+
+
+class AnalysisError(ValueError):
+    """Records from which no honest number can be made; the message says why."""
+
+
+@dataclass(frozen=True, eq=False)
+class SweepFrame:
+    """Everything a sweep has recorded.
+
+    Attributes:
+        info: the sweep as the store knows it.
+        headers: one a trial, in order of their numbers.
+        table: the rows of all trials, `records.SCHEMA`.
+        target_quantity: the quantity whose last value in a complete trial is the target;
+            smaller is better.
+    """
+
+    info: SweepInfo
+    headers: tuple[TrialHeader, ...]
+    table: pa.Table
+    target_quantity: str = TARGET
+
+    @classmethod
+    def from_store(cls, store: Store, name: str) -> "SweepFrame":
+        """All published trials. Raises NoSuchSweepError, RecordError, AnalysisError."""
+        return cls.from_records(store.sweep(name), store.records(name))
+
+    @classmethod
+    def from_records(cls, info: SweepInfo, trials: Iterable[TrialRecord]) -> "SweepFrame":
+        """Raises AnalysisError for no trials, the same trial twice, or a unit that changes."""
+        found = sorted(trials, key=lambda record: record.header.trial)
+        if not found:
+            raise AnalysisError(
+                f"sweep {info.name!r}: no trial has been published yet, so there is nothing to "
+                f"analyse; `lyapsweep status {info.name}` shows how far it is"
+            )
+        numbers = [record.header.trial for record in found]
+        repeated = sorted({n for n in numbers if numbers.count(n) > 1}) if _repeats(numbers) else []
+        if repeated:
+            raise AnalysisError(
+                f"sweep {info.name!r}: each trial must occur once, but there are several records "
+                f"of trial {', '.join(map(str, repeated))}"
+            )
+        table = pa.concat_tables([r.table.replace_schema_metadata(None) for r in found])
+        _check_rows(info.name, table)
+        return cls(info, tuple(record.header for record in found), table.combine_chunks())
+
+    @cached_property
+    def scalars(self) -> pd.DataFrame:
+        """`records.scalars` of all trials."""
+        return records.scalars(self.table)
+
+    def spectra(self, quantity: str) -> pd.DataFrame:
+        """`records.tidy` of one quantity with axes. Raises KeyError where there is none."""
+        return records.tidy(self.table, quantity)
+
+    @cached_property
+    def quantities(self) -> frozenset[str]:
+        """Names of all that was recorded."""
+        return frozenset(pc.unique(self.table["quantity"]).to_pylist())
+
+    @cached_property
+    def measured_epochs(self) -> list[int]:
+        """Epochs at which some Lyapunov quantity was measured in some trial."""
+        names = [q for q in self.quantities if q.startswith(MEASURED_PREFIXES)]
+        rows = self.table.filter(pc.is_in(self.table["quantity"], pa.array(names, pa.string())))
+        return sorted(pc.unique(rows["epoch"]).to_pylist())
+
+    @cached_property
+    def final_epoch(self) -> int:
+        """The last epoch any trial reached."""
+        return int(pc.max(self.table["epoch"]).as_py() or 0) if self.table.num_rows else 0
+
+    @cached_property
+    def params(self) -> pd.DataFrame:
+        """Settings by dotted name, one line a trial."""
+        return _params(self.headers)
+
+    @cached_property
+    def sampled(self) -> tuple[str, ...]:
+        """Names of the settings that were sampled in any trial."""
+        return _sampled(self.headers)
+
+    @cached_property
+    def trials(self) -> pd.DataFrame:
+        """One line a trial, indexed by number.
+
+        Columns: state, seed, attempt, diverged_at, last_epoch, target, best, score, test_loss,
+        test_score, seconds_training, seconds_measuring, error, then the settings. `target` and
+        `best` are NaN unless the trial is complete and its final loss finite.
+        """
+        index = pd.Index([h.trial for h in self.headers], name="trial")
+        table = pd.DataFrame(
+            {
+                "state": [h.state for h in self.headers],
+                "seed": [h.seed for h in self.headers],
+                "attempt": [h.attempt for h in self.headers],
+                "diverged_at": [h.diverged_at for h in self.headers],
+            },
+            index=index,
+        )
+        rows = self.scalars
+        table["last_epoch"] = rows.groupby("trial")["epoch"].max().reindex(index)
+        losses = rows[rows["quantity"] == self.target_quantity]
+        last = _last(losses).reindex(index)
+        finished = (table["state"] == "complete") & np.isfinite(last.astype(float))
+        table["target"] = last.where(finished)
+        table["best"] = losses.groupby("trial")["value"].min().reindex(index).where(finished)
+        for column, quantity in (
+            ("score", "val_score"),
+            ("test_loss", "test_loss"),
+            ("test_score", "test_score"),
+        ):
+            table[column] = _last(rows[rows["quantity"] == quantity]).reindex(index)
+        seconds = self.seconds
+        for column in ("training", "measuring"):
+            table[f"seconds_{column}"] = (
+                seconds[seconds["activity"] == column].groupby("trial")["seconds"].sum()
+            ).reindex(index)
+        table["error"] = [h.error for h in self.headers]
+        return table.join(self.params[[c for c in self.params if c not in table.columns]])
+
+    @property
+    def target(self) -> pd.Series:
+        """Final loss of the trials that have one, by trial."""
+        return self.trials["target"].dropna()
+
+    @cached_property
+    def seconds(self) -> pd.DataFrame:
+        """Time by trial, epoch, activity (training, measuring) and diagnostic."""
+        rows = self.table.filter(pc.is_valid(self.table["seconds"]))
+        quantity = rows["quantity"].to_pandas()
+        table = pd.DataFrame(
+            {
+                "trial": rows["trial"].to_pandas(),
+                "epoch": rows["epoch"].to_pandas(),
+                "seconds": rows["seconds"].to_pandas(),
+                "diagnostic": [q.split(".")[0] for q in quantity],
+            }
+        )
+        is_loss = quantity.str.startswith(("train_", "val_", "test_"))
+        table["activity"] = np.where(
+            quantity == "train_loss", "training", np.where(is_loss, "evaluating", "measuring")
+        )
+        return table
+
+    @cached_property
+    def score(self) -> tuple[str, bool]:
+        """Name of the task's main score, and whether a higher one is better."""
+        rows = self.table.filter(pc.equal(self.table["quantity"], "val_score"))
+        if rows.num_rows == 0:
+            return "score", True
+        details = json.loads(rows["details"][0].as_py())
+        return str(details.get("name", "score")), bool(details.get("higher_is_better", True))
+
+    def unit(self, quantity: str) -> str:
+        """The unit of a quantity. Raises KeyError where it was never recorded."""
+        row = pc.index(self.table["quantity"], quantity).as_py()
+        if row < 0:
+            raise KeyError(f"no quantity {quantity!r} in these records")
+        return str(self.table["unit"][row].as_py())
+
+    @cached_property
+    def ranges(self) -> dict[str, Range]:
+        """The ranges the sampled settings were drawn from, where the config names them."""
+        found = ((path, space.parse_range(node)) for path, node in space.walk(self.info.config))
+        return {path: parsed for path, parsed in found if parsed is not None}
+
+    def early_view(self, epoch: int) -> "EarlyView":
+        """What had been seen by the end of `epoch`."""
+        return EarlyView.of(self.headers, self.table, epoch)
+
+
+@dataclass(frozen=True, eq=False)
+class EarlyView:
+    """What was known of a sweep's trials by the end of one epoch.
+
+    Built from filtered rows and from the settings alone, so that nothing later can be read
+    from it: no outcome, no end time, no row of a later epoch.
+
+    Attributes:
+        epoch: the last epoch that exists in here.
+        params: settings by dotted name, one line a trial.
+        sampled: names of the sampled settings.
+        table: rows with epoch <= `epoch`.
+    """
+
+    epoch: int
+    params: pd.DataFrame
+    sampled: tuple[str, ...]
+    table: pa.Table
+
+    @classmethod
+    def of(cls, headers: Iterable[TrialHeader], table: pa.Table, epoch: int) -> "EarlyView":
+        """Filters first, then derives."""
+        headers = tuple(headers)
+        seen = table.filter(pc.less_equal(table["epoch"], epoch))
+        trials = pc.unique(seen["trial"]).to_pylist()
+        params = _params(headers).loc[lambda p: p.index.isin(trials)]
+        return cls(epoch, params, _sampled(headers), seen)
+
+    @property
+    def trials(self) -> pd.Index:
+        """Numbers of the trials seen so far."""
+        return self.params.index
+
+    @cached_property
+    def scalars(self) -> pd.DataFrame:
+        """`records.scalars` up to `epoch`."""
+        return records.scalars(self.table)
+
+    @cached_property
+    def latest(self) -> pd.DataFrame:
+        """The last value of every scalar, trials by quantities; NaN where never recorded."""
+        last = self.scalars.sort_values("epoch").groupby(["trial", "quantity"])["value"].last()
+        return last.unstack().reindex(self.trials) if len(last) else pd.DataFrame(index=self.trials)
+
+    def arrays(self, quantity: str) -> dict[int, np.ndarray]:
+        """The last measured array of a quantity by trial."""
+        rows = self.table.filter(pc.equal(self.table["quantity"], quantity)).sort_by("epoch")
+        columns = rows.select(["trial", "values", "shape"]).to_pylist()
+        return dict(zip((r["trial"] for r in columns), records.arrays(columns), strict=True))
+
+    def details(self, quantity: str) -> dict[str, Any]:
+        """How a quantity was obtained in the first row that has it; {} where none does."""
+        row = pc.index(self.table["quantity"], quantity).as_py()
+        return json.loads(self.table["details"][row].as_py()) if row >= 0 else {}
+
+
+def _repeats(numbers: list[int]) -> bool:
+    return len(set(numbers)) < len(numbers)
+
+
+def _check_rows(name: str, table: pa.Table) -> None:
+    units = table.group_by("quantity").aggregate([("unit", "count_distinct")])
+    mixed = units.filter(pc.greater(units["unit_count_distinct"], 1))["quantity"].to_pylist()
+    if mixed:
+        quantity = sorted(mixed)[0]
+        found = pc.unique(table.filter(pc.equal(table["quantity"], quantity))["unit"]).to_pylist()
+        raise AnalysisError(
+            f"sweep {name!r}: each quantity must have one unit, but {quantity} came in "
+            f"{' and '.join(sorted(found))}; convert the records to one unit before analysing"
+        )
+    keys = table.group_by(["trial", "epoch", "quantity"]).aggregate([([], "count_all")])
+    twice = keys.filter(pc.greater(keys["count_all"], 1)).slice(0, 1).to_pylist()
+    if twice:
+        raise AnalysisError(
+            f"sweep {name!r}: each quantity must occur once an epoch, but trial "
+            f"{twice[0]['trial']} has {twice[0]['count_all']} rows of {twice[0]['quantity']} at "
+            f"epoch {twice[0]['epoch']}"
+        )
+
+
+def _params(headers: Iterable[TrialHeader]) -> pd.DataFrame:
+    headers = list(headers)
+    index = pd.Index([h.trial for h in headers], name="trial")
+    names = list(dict.fromkeys(name for h in headers for name in h.params))
+    columns = {name: [_plain(h.params.get(name)) for h in headers] for name in names}
+    return pd.DataFrame(columns, index=index)
+
+
+def _plain(value: Any) -> Any:
+    return value if isinstance(value, (bool, int, float, str, type(None))) else str(value)
+
+
+def _sampled(headers: Iterable[TrialHeader]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(name for h in headers for name in h.sampled))
+
+
+def _last(rows: pd.DataFrame) -> pd.Series:
+    return rows.sort_values("epoch").groupby("trial")["value"].last(skipna=False)

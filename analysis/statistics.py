@@ -1,0 +1,356 @@
+"""Correlations with their uncertainty: rank and linear, marginal, partial and within strata.
+
+Intervals of marginal correlations are BCa bootstrap intervals over trials (Efron 1987), with
+the percentile interval where BCa is undefined. Partial correlations carry Fisher intervals and
+t tests whose degrees of freedom count the covariates. Every function answers an input it cannot
+treat (constant, too short) with `problem` set and NaN numbers; none raises for data.
+
+Shapes: n trials, B resamples, k covariate columns.
+"""
+
+import itertools
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from scipy import stats
+
+Kind = Literal["spearman", "pearson"]
+
+MIN_TRIALS = 5
+_PERMUTATION_BELOW = 20  # Spearman's t approximation is off by more than its use below this
+_NUM_PERMUTATIONS = 9_999
+_JACKKNIFE_UP_TO = 2_000  # beyond, BCa's correction is smaller than the resampling noise
+_CHUNK = 2_000_000  # elements of a (B, n) block held at once
+_FIELLER = 1.06  # variance of Fisher's z of a rank correlation, times n - 3 (Fieller 1957)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number with its interval and test.
+
+    Attributes:
+        value: the estimate; NaN where `problem` says why.
+        low, high: 95 % interval.
+        p: two-sided.
+        n: trials that entered.
+        interval: how low and high were obtained: "BCa", "percentile", "Fisher z".
+        test: how p was obtained: "t", "permutation", "exact permutation".
+        problem: "" or "not computable: <reason>".
+    """
+
+    value: float
+    low: float
+    high: float
+    p: float
+    n: int
+    interval: str = ""
+    test: str = ""
+    problem: str = ""
+
+
+def not_computable(reason: str, n: int) -> Estimate:
+    """The estimate that says why there is none."""
+    return Estimate(math.nan, math.nan, math.nan, math.nan, n, problem=f"not computable: {reason}")
+
+
+def correlation(
+    x: np.ndarray,
+    y: np.ndarray,
+    kind: Kind,
+    *,
+    num_resamples: int = 2_000,
+    seed: int = 0,
+) -> Estimate:
+    """Correlation of x and y, (n,) each, over the trials where both are finite.
+
+    p is from t with n - 2 degrees of freedom; below 20 trials from permutations of y (all of
+    them up to n = 7).
+    """
+    keep = np.isfinite(x) & np.isfinite(y)
+    x, y, n = np.asarray(x, float)[keep], np.asarray(y, float)[keep], int(keep.sum())
+    reason = _obstacle(x, y, n)
+    if reason:
+        return not_computable(reason, n)
+    rng = np.random.default_rng(seed)
+    value = float(_weighted(np.ones((1, n)), x, y, kind)[0])
+    low, high, interval = _bootstrap_interval(value, x, y, kind, num_resamples, rng)
+    p, test = _p_value(value, x, y, kind, rng)
+    return Estimate(value, low, high, p, n, interval, test)
+
+
+def partial_correlation(x: np.ndarray, y: np.ndarray, Z: np.ndarray, kind: Kind) -> Estimate:
+    """Correlation of x and y, (n,), after a linear regression of both on Z, (n, k).
+
+    "spearman" ranks x and y first and takes Z as it is: give it ranks, and powers or products
+    of ranks where the influence may be curved. Degrees of freedom are n - 2 - rank(Z).
+    """
+    keep = np.isfinite(x) & np.isfinite(y) & np.isfinite(Z).all(axis=1)
+    x, y, Z = np.asarray(x, float)[keep], np.asarray(y, float)[keep], np.asarray(Z, float)[keep]
+    n = int(keep.sum())
+    reason = _obstacle(x, y, n)
+    if reason:
+        return not_computable(reason, n)
+    if kind == "spearman":
+        x, y = stats.rankdata(x), stats.rankdata(y)
+    basis = _orthonormal(Z)
+    k = basis.shape[1]
+    if n - k < 6:
+        return not_computable(f"{n} trials leave nothing over {k} covariates", n)
+    x_rest, y_rest = _residual(x, basis), _residual(y, basis)
+    for name, rest, whole in (("feature", x_rest, x), ("target", y_rest, y)):
+        if rest @ rest < 1e-10 * ((whole - whole.mean()) @ (whole - whole.mean())):
+            return not_computable(f"the covariates determine the {name}", n)
+    value = float(np.clip(x_rest @ y_rest / math.sqrt((x_rest @ x_rest) * (y_rest @ y_rest)), -1, 1))
+    low, high = fisher_interval(value, n - k, kind)
+    return Estimate(value, low, high, _t_test(value, n - 2 - k), n, "Fisher z", "t")
+
+
+def fisher_interval(value: float, n: int, kind: Kind) -> tuple[float, float]:
+    """95 % interval of a correlation over n (effective) trials, n >= 4."""
+    spread = math.sqrt((_FIELLER if kind == "spearman" else 1.0) / (n - 3))
+    z = math.atanh(min(max(value, -1 + 1e-12), 1 - 1e-12))
+    half = stats.norm.ppf(0.975) * spread
+    return math.tanh(z - half), math.tanh(z + half)
+
+
+@dataclass(frozen=True)
+class Strata:
+    """A rank correlation inside strata of a third quantity, against the one across them.
+
+    Attributes:
+        num_strata: strata with at least 5 trials and no constant side.
+        num_positive, num_negative: signs among them.
+        pooled: mean of Fisher's z over strata, weighted by n - 3, with its interval.
+        reverses: the pooled correlation and the marginal one have opposite signs and neither
+            interval contains 0 (Simpson's paradox).
+    """
+
+    num_strata: int
+    num_positive: int
+    num_negative: int
+    pooled: Estimate
+    reverses: bool
+
+
+def within_strata(x: np.ndarray, y: np.ndarray, by: np.ndarray, marginal: Estimate) -> Strata:
+    """Spearman's correlation of x and y, (n,), within strata of `by`, (n,).
+
+    Strata are the values of `by` where at most ten of them occur; else two to five quantile
+    bins of at least ten trials.
+    """
+    keep = np.isfinite(x) & np.isfinite(y) & np.isfinite(by)
+    x, y, by = x[keep], y[keep], by[keep]
+    zs, weights = [], []
+    for stratum in _strata(by):
+        xs, ys, n = x[stratum], y[stratum], int(stratum.sum())
+        if _obstacle(xs, ys, n):
+            continue
+        value = float(_weighted(np.ones((1, n)), xs, ys, "spearman")[0])
+        zs.append(math.atanh(min(max(value, -0.9999), 0.9999)))
+        weights.append(n - 3)
+    pooled = _pool(np.array(zs), np.array(weights))
+    signs = np.sign(zs)
+    reverses = (
+        _excludes_zero(pooled) and _excludes_zero(marginal) and pooled.value * marginal.value < 0
+    )
+    return Strata(len(zs), int((signs > 0).sum()), int((signs < 0).sum()), pooled, reverses)
+
+
+def correlation_ratio(x: np.ndarray, groups: np.ndarray) -> Estimate:
+    """η, how much of the ranks of x the unordered groups explain, in [0, 1]; p: Kruskal–Wallis."""
+    keep = np.isfinite(x)
+    x, groups, n = x[keep], groups[keep], int(keep.sum())
+    names = np.unique(groups)
+    if n < MIN_TRIALS or len(names) < 2 or np.ptp(x) == 0:
+        return not_computable("too few trials, one group or a constant feature", n)
+    ranks = stats.rankdata(x)
+    parts = [ranks[groups == name] for name in names]
+    between = sum(len(part) * (part.mean() - ranks.mean()) ** 2 for part in parts)
+    value = math.sqrt(between / ((ranks - ranks.mean()) ** 2).sum())
+    p = float(stats.kruskal(*parts).pvalue)
+    return Estimate(value, math.nan, math.nan, p, n, "none", "Kruskal–Wallis")
+
+
+def separation(x: np.ndarray, is_case: np.ndarray) -> Estimate:
+    """AUC: the probability that a case has the larger x; 0.5 is no separation.
+
+    Interval after DeLong, DeLong & Clarke-Pearson (1988); p of the Mann–Whitney test.
+    """
+    keep = np.isfinite(x)
+    x, is_case, n = x[keep], is_case[keep], int(keep.sum())
+    cases, controls = x[is_case], x[~is_case]
+    if min(len(cases), len(controls)) < MIN_TRIALS:
+        return not_computable(f"{len(cases)} cases and {len(controls)} others, 5 of each needed", n)
+    wins = (cases[:, None] > controls) + 0.5 * (cases[:, None] == controls)
+    value = float(wins.mean())
+    variance = wins.mean(1).var(ddof=1) / len(cases) + wins.mean(0).var(ddof=1) / len(controls)
+    half = stats.norm.ppf(0.975) * math.sqrt(variance)
+    p = float(stats.mannwhitneyu(cases, controls).pvalue)
+    return Estimate(
+        value, max(0.0, value - half), min(1.0, value + half), p, n, "DeLong", "Mann–Whitney"
+    )
+
+
+def holm(p: np.ndarray) -> np.ndarray:
+    """Holm's (1979) adjusted p values, NaN staying NaN and not counting as a test."""
+    adjusted = np.full(len(p), math.nan)
+    tested = np.flatnonzero(np.isfinite(p))
+    order = tested[np.argsort(p[tested], kind="stable")]
+    factors = np.arange(len(order), 0, -1)
+    adjusted[order] = np.minimum(1, np.maximum.accumulate(p[order] * factors))
+    return adjusted
+
+
+def detectable(n: int, num_covariates: int = 0, power: float = 0.8) -> float:
+    """The smallest partial rank correlation that one test at 5 % finds with this power."""
+    free = n - num_covariates - 3
+    if free < 1:
+        return 1.0
+    return math.tanh((stats.norm.ppf(0.975) + stats.norm.ppf(power)) * math.sqrt(_FIELLER / free))
+
+
+def _obstacle(x: np.ndarray, y: np.ndarray, n: int) -> str:
+    if n < MIN_TRIALS:
+        return f"{n} trials have both numbers, at least {MIN_TRIALS} are needed"
+    if np.ptp(x) == 0:
+        return f"the feature is the same in all {n} trials"
+    if np.ptp(y) == 0:
+        return f"the target is the same in all {n} trials"
+    return ""
+
+
+def _midranks(counts: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """Ranks of x, (n,), in resamples that hold its entries `counts`, (B, n), times."""
+    levels, level = np.unique(x, return_inverse=True)
+    order = np.argsort(level, kind="stable")
+    starts = np.searchsorted(level[order], np.arange(len(levels)))
+    per_level = np.add.reduceat(counts[:, order], starts, axis=1)
+    ranks: np.ndarray = (np.cumsum(per_level, axis=1) - (per_level - 1) / 2)[:, level]
+    return ranks
+
+
+def _weighted(counts: np.ndarray, x: np.ndarray, y: np.ndarray, kind: Kind) -> np.ndarray:
+    """The correlation in each resample, (B,); NaN where one side is constant in it."""
+    total = counts.sum(axis=1, keepdims=True)
+    if kind == "spearman":
+        a, b = _midranks(counts, x), _midranks(counts, y)
+    else:
+        a, b = (np.broadcast_to((v - v.mean()) / v.std(), counts.shape) for v in (x, y))
+    a = a - (counts * a).sum(axis=1, keepdims=True) / total
+    b = b - (counts * b).sum(axis=1, keepdims=True) / total
+    ca = counts * a
+    square = (ca * a).sum(axis=1) * (counts * b * b).sum(axis=1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        value = np.where(square > 1e-20, (ca * b).sum(axis=1) / np.sqrt(square), math.nan)
+    clipped: np.ndarray = np.clip(value, -1, 1)
+    return clipped
+
+
+def _bootstrap_interval(
+    value: float, x: np.ndarray, y: np.ndarray, kind: Kind, B: int, rng: np.random.Generator
+) -> tuple[float, float, str]:
+    n = len(x)
+    rows = max(1, _CHUNK // n)
+    parts = []
+    for start in range(0, B, rows):
+        size = min(rows, B - start)
+        drawn = rng.integers(0, n, (size, n)) + n * np.arange(size)[:, None]
+        counts = np.bincount(drawn.ravel(), minlength=size * n).reshape(size, n).astype(float)
+        parts.append(_weighted(counts, x, y, kind))
+    resampled = np.concatenate(parts)
+    resampled = np.sort(resampled[np.isfinite(resampled)])
+    levels, name = _bca_levels(value, resampled, x, y, kind)
+    low, high = np.quantile(resampled, levels)
+    return float(low), float(high), name
+
+
+def _bca_levels(
+    value: float, resampled: np.ndarray, x: np.ndarray, y: np.ndarray, kind: Kind
+) -> tuple[tuple[float, float], str]:
+    n = len(x)
+    percentile = ((0.025, 0.975), "percentile")
+    below = ((resampled < value).mean() + (resampled <= value).mean()) / 2
+    if n > _JACKKNIFE_UP_TO or not 0 < below < 1:
+        return percentile
+    left_out = _weighted(1.0 - np.eye(n), x, y, kind)
+    gap = np.nanmean(left_out) - left_out
+    if not np.isfinite(gap).all() or gap @ gap == 0:
+        return percentile
+    acceleration = (gap**3).sum() / (6 * (gap @ gap) ** 1.5)
+    z0 = stats.norm.ppf(below)
+    shifted = z0 + stats.norm.ppf([0.025, 0.975])
+    scale = 1 - acceleration * shifted
+    if (scale <= 0).any():
+        return percentile
+    low, high = stats.norm.cdf(z0 + shifted / scale)
+    return (float(low), float(high)), "BCa"
+
+
+def _p_value(
+    value: float, x: np.ndarray, y: np.ndarray, kind: Kind, rng: np.random.Generator
+) -> tuple[float, str]:
+    n = len(x)
+    if n >= _PERMUTATION_BELOW:
+        return _t_test(value, n - 2), "t"
+    if kind == "spearman":
+        x, y = stats.rankdata(x), stats.rankdata(y)
+    x, y = (x - x.mean()) / x.std(), (y - y.mean()) / y.std()
+    if n <= 7:
+        orders = np.array(list(itertools.permutations(range(n))))
+        return float((np.abs(y[orders] @ x / n) >= abs(value) - 1e-12).mean()), "exact permutation"
+    orders = rng.permuted(np.tile(np.arange(n), (_NUM_PERMUTATIONS, 1)), axis=1)
+    as_extreme = int((np.abs(y[orders] @ x / n) >= abs(value) - 1e-12).sum())
+    return (as_extreme + 1) / (_NUM_PERMUTATIONS + 1), "permutation"
+
+
+def _t_test(value: float, df: int) -> float:
+    if abs(value) >= 1:
+        return 0.0
+    return float(2 * stats.t.sf(abs(value) * math.sqrt(df / (1 - value**2)), df))
+
+
+def _orthonormal(Z: np.ndarray) -> np.ndarray:
+    """An orthonormal basis of the centred columns of Z, dependent ones dropped."""
+    centred = Z - Z.mean(axis=0)
+    scale = np.sqrt((centred**2).sum(axis=0))
+    centred = centred[:, scale > 0] / scale[scale > 0]
+    if centred.shape[1] == 0:
+        return centred
+    U, s, _ = np.linalg.svd(centred, full_matrices=False)
+    basis: np.ndarray = U[:, s > 1e-9 * s[0]]
+    return basis
+
+
+def _residual(x: np.ndarray, basis: np.ndarray) -> np.ndarray:
+    centred = x - x.mean()
+    rest: np.ndarray = centred - basis @ (basis.T @ centred)
+    return rest
+
+
+def _strata(by: np.ndarray) -> list[np.ndarray]:
+    values = np.unique(by)
+    if len(values) <= 10:
+        return [by == value for value in values]
+    num_bins = int(np.clip(len(by) // 10, 2, 5))
+    edges = np.quantile(by, np.linspace(0, 1, num_bins + 1)[1:-1])
+    bins = np.searchsorted(edges, by, side="right")
+    return [bins == i for i in range(num_bins)]
+
+
+def _pool(z: np.ndarray, weights: np.ndarray) -> Estimate:
+    if len(z) == 0:
+        return not_computable("no stratum has 5 trials that differ", 0)
+    mean = float((weights * z).sum() / weights.sum())
+    spread = math.sqrt(_FIELLER / weights.sum())
+    half = stats.norm.ppf(0.975) * spread
+    p = float(2 * stats.norm.sf(abs(mean) / spread))
+    n = int((weights + 3).sum())
+    return Estimate(
+        math.tanh(mean), math.tanh(mean - half), math.tanh(mean + half), p, n, "Fisher z", "normal"
+    )
+
+
+def _excludes_zero(estimate: Estimate) -> bool:
+    return estimate.low > 0 or estimate.high < 0

@@ -1,0 +1,250 @@
+"""Trains in Ray actors, one process each, that live as long as the sweep.
+
+The driver owns retries (`max_restarts=0`, `max_task_retries=0`): Ray would otherwise run work
+again behind its back. Each call trains one rung, so that workers answer between rungs; the next
+call is sent before the rung's rows are handled, so that they do not wait for the driver.
+
+A local cluster binds to loopback. Without `RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0`, set before ray
+is imported, Ray 2.60 on Linux listens on all interfaces even on a laptop.
+"""
+
+import contextlib
+import os
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline.executors.base import Event, ExecutorError, Lost, Raised, Reached, Stopped
+from pipeline.plan import Cohort
+from pipeline.train import Rung
+from pipeline.worker import CohortError, Worker
+
+_PACKAGES = ("tasks", "pipeline", "analysis")
+_FORWARDED = ("LYAPSWEEP_DATA",)
+
+
+class _Actor:
+    """A worker in a process of its own, with the packages the driver has."""
+
+    def __init__(self, setup: dict[str, Any]) -> None:
+        os.environ.update(setup["environment"])
+        # Relative paths in a conf mean the driver's folder; on another node it may not exist.
+        with contextlib.suppress(OSError):
+            os.chdir(setup["folder"])
+        hidden = import_conflict(setup["parent"])
+        if hidden:
+            raise ExecutorError(hidden)
+        self._worker = Worker()
+
+    def start(self, cohort: Cohort) -> Rung | CohortError:
+        """Rung 0, or what was raised (returned: Ray would wrap a raise in its own type)."""
+        try:
+            return self._worker.start(cohort)
+        except CohortError as error:
+            return error
+
+    def advance(self) -> Rung | CohortError:
+        """The next rung, or what was raised."""
+        try:
+            return self._worker.advance()
+        except CohortError as error:
+            return error
+
+    def process_id(self) -> int:
+        """For tests that kill workers."""
+        return os.getpid()
+
+
+class RayExecutor:
+    """Persistent actors on a local or running Ray cluster.
+
+    Args:
+        workers: how many; None takes one for each `threads` CPUs of the cluster.
+        threads: CPUs a worker reserves.
+        address: of a running cluster (`auto`, `ray://…`); None starts a local one.
+        gpus: GPUs a worker reserves; may be a fraction.
+
+    Raises ExecutorError where Ray cannot be reached or a worker has other packages.
+    """
+
+    def __init__(
+        self,
+        *,
+        workers: int | None = None,
+        threads: int = 1,
+        address: str | None = None,
+        gpus: float = 0.0,
+    ) -> None:
+        if address is None:
+            os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        import ray
+
+        self._ray = ray
+        self._owns_cluster = False
+        if not ray.is_initialized():
+            self._start_ray(address, workers, threads)
+            self._owns_cluster = True
+        resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        cpus = int(resources.get("CPU", 1))
+        self.num_slots = workers or max(1, cpus // threads)
+        self._setup = {
+            "environment": {
+                key: str(Path(os.environ[key]).absolute())
+                for key in _FORWARDED
+                if key in os.environ
+            },
+            "folder": str(Path.cwd()),
+            # On a cluster the packages lie where each node keeps them.
+            "parent": str(_parent_of("pipeline")) if address is None else None,
+        }
+        self._actor_type = ray.remote(
+            num_cpus=threads, num_gpus=gpus, max_restarts=0, max_task_retries=0
+        )(_Actor)
+        self._idle = [self._new_actor() for _ in range(self.num_slots)]
+        self._busy: dict[Any, tuple[Any, Cohort]] = {}
+        self._is_stopping = False
+
+    def submit(self, cohort: Cohort) -> None:
+        """Hands the cohort to an idle actor."""
+        actor = self._idle.pop()
+        self._busy[actor.start.remote(cohort)] = (actor, cohort)
+
+    def poll(self, timeout: float) -> Sequence[Event]:
+        """Waits for the first rung, and takes all that have arrived by then."""
+        if not self._busy:
+            return ()
+        pending = list(self._busy)
+        ready, _ = self._ray.wait(pending, num_returns=1, timeout=timeout)
+        if ready:
+            ready, _ = self._ray.wait(pending, num_returns=len(pending), timeout=0)
+        return [event for reference in ready for event in self._receive(reference)]
+
+    def stop(self) -> None:
+        """Cohorts are abandoned when their rung arrives."""
+        self._is_stopping = True
+
+    def close(self) -> None:
+        """Kills the actors, and Ray itself where we started it."""
+        for actor in [*self._idle, *(actor for actor, _ in self._busy.values())]:
+            with contextlib.suppress(Exception):
+                self._ray.kill(actor)
+        self._idle, self._busy = [], {}
+        if self._owns_cluster:
+            self._ray.shutdown()
+            self._empty.cleanup()
+
+    def process_ids(self) -> list[int]:
+        """Of the idle actors; for tests."""
+        ids: list[int] = self._ray.get([a.process_id.remote() for a in self._idle])
+        return ids
+
+    def _receive(self, reference: Any) -> Iterator[Event]:
+        actor, cohort = self._busy.pop(reference)
+        exceptions = self._ray.exceptions
+        try:
+            outcome = self._ray.get(reference)
+        except exceptions.RayActorError as error:
+            if isinstance(error, exceptions.ActorDiedError) and "ExecutorError" in str(error):
+                raise ExecutorError(_last_line(str(error))) from error
+            self._replace(actor)
+            yield Lost(cohort, _first_line(str(error)))
+            return
+        except (exceptions.RayError, OSError) as error:
+            # Out of memory, a dead node, an object lost with its owner.
+            self._replace(actor)
+            yield Lost(cohort, _first_line(str(error)))
+            return
+        if isinstance(outcome, CohortError):
+            self._idle.append(actor)
+            yield Raised(cohort, str(outcome))
+            return
+        if outcome.is_last:
+            self._idle.append(actor)
+            yield Reached(cohort, outcome)
+        elif self._is_stopping:
+            # The actor still holds the abandoned cohort; its next start replaces it.
+            self._idle.append(actor)
+            yield Reached(cohort, outcome)
+            yield Stopped(cohort)
+        else:
+            self._busy[actor.advance.remote()] = (actor, cohort)
+            yield Reached(cohort, outcome)
+
+    def _replace(self, actor: Any) -> None:
+        with contextlib.suppress(Exception):
+            self._ray.kill(actor)
+        self._idle.append(self._new_actor())
+
+    def _new_actor(self) -> Any:
+        return self._actor_type.remote(self._setup)
+
+    def _start_ray(self, address: str | None, workers: int | None, threads: int) -> None:
+        options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+        if address is not None:
+            options["address"] = address
+        else:
+            cpus = os.cpu_count() or 1
+            options |= {
+                "num_cpus": max(cpus, (workers or 0) * threads),
+                "include_dashboard": False,
+                "object_store_memory": 256 * 2**20,
+            }
+        try:
+            # Ray puts the driver's working folder first on every worker's path, where a stray
+            # tasks.py would hide ours: start it from an empty folder, which must outlive it.
+            self._empty = tempfile.TemporaryDirectory(prefix="lyapsweep-")
+            with _inside(self._empty.name):
+                self._ray.init(**options)
+        except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+            where = "a local Ray" if address is None else f"Ray at {address!r}"
+            raise ExecutorError(f"{where} cannot be used: {_first_line(str(error))}") from error
+
+
+def import_conflict(parent: str | None = None) -> str | None:
+    """What is wrong with the three packages here, or None.
+
+    They must lie side by side (under `parent` where given): a stray `tasks.py` in the working
+    folder hides ours, and training would run something else.
+    """
+    expected = Path(parent) if parent else _parent_of("pipeline")
+    for name in _PACKAGES:
+        found = _parent_of(name)
+        if found is not None and expected is not None and found != expected:
+            hiding = getattr(sys.modules.get(name), "__file__", None) or found / name
+            return (
+                f"package {name!r} must lie in {expected}, but {hiding} hides it; "
+                "rename that file or start elsewhere"
+            )
+    return None
+
+
+def _parent_of(package: str) -> Path | None:
+    import importlib.util
+
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.origin is None:
+        return None
+    origin = Path(spec.origin)
+    return origin.parent.parent if origin.name == "__init__.py" else origin.parent
+
+
+@contextlib.contextmanager
+def _inside(folder: str) -> Iterator[None]:
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(before)
+
+
+def _first_line(text: str) -> str:
+    return (text.strip().splitlines() or ["unknown reason"])[0][:300]
+
+
+def _last_line(text: str) -> str:
+    return (text.strip().splitlines() or ["unknown reason"])[-1][:500]

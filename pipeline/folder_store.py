@@ -1,0 +1,146 @@
+"""Sweeps in a plain folder: `<root>/<sweep>/sweep.json` and `trials/00000.parquet`, …
+
+For machines without MLflow, for tests, and for handing a sweep on by copying it.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from pipeline import records
+from pipeline.records import TrialRecord
+from pipeline.store import (
+    NameInUseError,
+    NoSuchSweepError,
+    StoreError,
+    SweepInfo,
+    TrialStart,
+)
+
+
+class FolderStore:
+    """`pipeline.store.Store` over a folder."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root.absolute()
+        self.uri = f"folder:{self.root}"
+
+    def prepare(self) -> None:
+        """Creates the root folder."""
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            probe = self.root / f".write-test-{os.getpid()}"
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise StoreError(f"{self.root}: cannot be written ({error.strerror})") from error
+
+    def create_sweep(self, info: SweepInfo) -> None:
+        """Creates the sweep's folder."""
+        folder = self.root / info.name
+        if (folder / "sweep.json").exists():
+            raise NameInUseError(f"a sweep named {info.name!r} exists already in {self.uri}")
+        (folder / "trials").mkdir(parents=True, exist_ok=True)
+        (folder / "running").mkdir(exist_ok=True)
+        _write_json(folder / "sweep.json", asdict(info))
+
+    def sweep(self, name: str) -> SweepInfo:
+        """Reads sweep.json."""
+        path = self.root / name / "sweep.json"
+        try:
+            return SweepInfo(**json.loads(path.read_text()))
+        except FileNotFoundError:
+            names = [info.name for info in self.sweeps()]
+            raise NoSuchSweepError(
+                f"no sweep {name!r} in {self.uri}; there are {', '.join(names) or 'none'}"
+            ) from None
+        except (ValueError, TypeError) as error:
+            raise StoreError(f"{path}: not a sweep description ({error})") from error
+
+    def sweeps(self) -> list[SweepInfo]:
+        """Every sub-folder that holds a sweep.json."""
+        found = [self.sweep(p.parent.name) for p in self.root.glob("*/sweep.json")]
+        return sorted(found, key=lambda info: info.created_ms, reverse=True)
+
+    def set_state(self, name: str, state: str) -> None:
+        """Rewrites sweep.json."""
+        info = replace(self.sweep(name), state=state)
+        _write_json(self.root / name / "sweep.json", asdict(info))
+
+    def begin_trial(self, name: str, start: TrialStart) -> None:
+        """Writes a marker that `publish` removes."""
+        _write_json(self._marker(name, start.number), {**asdict(start), "state": "running"})
+
+    def interrupt_trial(self, name: str, number: int, reason: str) -> None:
+        """Rewrites the marker."""
+        marker = self._marker(name, number)
+        content = json.loads(marker.read_text()) if marker.exists() else {"number": number}
+        _write_json(marker, {**content, "state": "interrupted", "reason": reason})
+
+    def publish(self, name: str, path: Path) -> None:
+        """Copies the file under its final name, then removes the marker."""
+        number = records.read(path).header.trial
+        target = self._file(name, number)
+        temporary = target.with_name(f"{target.name}.{os.getpid()}.tmp")
+        shutil.copyfile(path, temporary)
+        _fsync(temporary)
+        os.replace(temporary, target)
+        _fsync(target.parent)
+        self._marker(name, number).unlink(missing_ok=True)
+
+    def states(self, name: str) -> dict[int, str]:
+        """From the files and the markers; a file outranks a marker."""
+        found: dict[int, str] = {}
+        for marker in (self.root / name / "running").glob("*.json"):
+            found[int(marker.stem)] = json.loads(marker.read_text())["state"]
+        for record in self.records(name):
+            found[record.header.trial] = record.header.state
+        return dict(sorted(found.items()))
+
+    def records(self, name: str) -> Iterator[TrialRecord]:
+        """All trials' files."""
+        self.sweep(name)
+        for path in sorted((self.root / name / "trials").glob("*.parquet")):
+            yield records.read(path)
+
+    def record(self, name: str, number: int) -> TrialRecord:
+        """One trial's file."""
+        try:
+            return records.read(self._file(name, number))
+        except FileNotFoundError:
+            raise KeyError(f"sweep {name!r} has no finished trial {number}") from None
+
+    def attach(self, name: str, path: Path, folder: str) -> None:
+        """Copies into `<root>/<sweep>/<folder>`."""
+        target = self.root / name / folder
+        if path.is_dir():
+            shutil.copytree(path, target, dirs_exist_ok=True)
+        else:
+            target.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(path, target / path.name)
+
+    def _file(self, name: str, number: int) -> Path:
+        return self.root / name / "trials" / f"{number:05d}.parquet"
+
+    def _marker(self, name: str, number: int) -> Path:
+        return self.root / name / "running" / f"{number:05d}.json"
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(content, indent=1, sort_keys=True))
+    _fsync(temporary)
+    os.replace(temporary, path)
+    _fsync(path.parent)
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,480 @@
+"""Sweeps in MLflow: one experiment and one parent run a sweep, one nested run a trial.
+
+The experiment has the sweep's name. Runs are found by tags, never by remembered ids, so that a
+driver which died and one which goes on agree. Metrics carry the time stamps of the records;
+writing them again changes nothing (MLflow keeps one value per key, step, time and value).
+
+MLflow is the browser and the archive; the numbers themselves are in the Parquet artifacts.
+"""
+
+import hashlib
+import json
+import math
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+from urllib.parse import unquote, urlparse
+
+# Set before mlflow is imported: it reads them once.
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+
+import logging
+
+import requests
+import sqlalchemy.exc
+from mlflow.entities import Metric, Param, RunStatus, RunTag, ViewType
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+
+from pipeline import records
+from pipeline.records import RecordError, TrialRecord
+from pipeline.store import (
+    NameInUseError,
+    NoSuchSweepError,
+    StoreError,
+    SweepInfo,
+    TrialStart,
+)
+
+_PREFIX = "lyapsweep."
+_SWEEP, _KIND, _STATE = f"{_PREFIX}sweep", f"{_PREFIX}kind", f"{_PREFIX}state"
+_UID, _NUMBER, _SHA = f"{_PREFIX}trial_uid", f"{_PREFIX}trial_number", f"{_PREFIX}sha256"
+_VERSION = f"{_PREFIX}schema_version"
+_RUN_STATUS = {
+    "running": "RUNNING",
+    "interrupted": "KILLED",
+    "complete": "FINISHED",
+    "diverged": "FINISHED",
+    "pruned": "FINISHED",
+    "failed": "FAILED",
+}
+_FINISHED = ("complete", "diverged", "pruned", "failed")
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+
+def _guarded(method: Callable[_P, _T]) -> Callable[_P, _T]:
+    """Turns the store's many exceptions into one StoreError that names the store."""
+
+    def inner(*args: _P.args, **kwargs: _P.kwargs) -> _T:
+        try:
+            return method(*args, **kwargs)
+        except (
+            MlflowException,
+            sqlalchemy.exc.SQLAlchemyError,
+            requests.RequestException,
+            OSError,
+        ) as error:
+            store = args[0]
+            uri = store.uri if isinstance(store, MlflowStore) else ""
+            raise StoreError(f"MLflow store {_hide_password(uri)}: {_brief(error)}") from error
+
+    inner.__name__, inner.__doc__ = method.__name__, method.__doc__
+    return inner
+
+
+class MlflowStore:
+    """`pipeline.store.Store` over an MLflow tracking URI."""
+
+    def __init__(self, uri: str) -> None:
+        self.uri = uri
+        for name in ("mlflow", "alembic"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+        self._client: MlflowClient | None = None
+        self._experiments: dict[str, str] = {}
+        self._parents: dict[str, str] = {}
+        self._runs: dict[str, dict[int, str]] = {}
+
+    @_guarded
+    def prepare(self) -> None:
+        """Creates or upgrades the database: in one process, before any worker exists."""
+        database = _sqlite_path(self.uri)
+        if database is not None:
+            if not database.parent.is_dir():
+                raise StoreError(f"{database.parent}: no such folder, for the store {self.uri}")
+            if not os.access(database if database.exists() else database.parent, os.W_OK):
+                raise StoreError(f"{database}: cannot be written")
+        self._connect().search_experiments(max_results=1)
+
+    @_guarded
+    def create_sweep(self, info: SweepInfo) -> None:
+        """Creates the experiment and the parent run; its name tag is set last."""
+        client = self._connect()
+        experiment_id = self._experiment(info.name)
+        if experiment_id is None:
+            location = _artifact_location(self.uri)
+            experiment_id = client.create_experiment(
+                info.name,
+                artifact_location=None if location is None else f"{location}/{info.name}",
+                tags={f"{_PREFIX}experiment": info.name},
+            )
+            self._experiments[info.name] = experiment_id
+        elif self._parent(info.name) is not None:
+            raise NameInUseError(f"a sweep named {info.name!r} exists already in {self.uri}")
+        elif client.search_runs([experiment_id], max_results=1):
+            raise NameInUseError(
+                f"an experiment named {info.name!r} with runs that are not ours exists "
+                f"already in {self.uri}; choose another --name"
+            )
+        tags = {
+            _KIND: "sweep",
+            _STATE: info.state,
+            _VERSION: str(records.SCHEMA_VERSION),
+            f"{_PREFIX}sweep_id": info.sweep_id,
+            f"{_PREFIX}config_hash": info.config_hash,
+            "mlflow.runName": info.name,
+            **{
+                f"{_PREFIX}{key}": str(value)
+                for key, value in info.provenance.items()
+                if not isinstance(value, dict)
+            },
+        }
+        run = client.create_run(experiment_id, start_time=info.created_ms, tags=tags)
+        client.log_dict(run.info.run_id, asdict(info), "sweep.json")
+        client.set_tag(run.info.run_id, _SWEEP, info.name)
+        self._parents[info.name] = run.info.run_id
+        self._runs[info.name] = {}
+
+    @_guarded
+    def sweep(self, name: str) -> SweepInfo:
+        """Reads sweep.json of the parent run."""
+        parent = self._parent(name)
+        if parent is None:
+            names = [info.name for info in self.sweeps()]
+            raise NoSuchSweepError(
+                f"no sweep {name!r} in {_hide_password(self.uri)}; "
+                f"there are {', '.join(names) or 'none'}"
+            )
+        run = self._connect().get_run(parent)
+        version = run.data.tags.get(_VERSION, "")
+        if version.isdigit() and int(version) > records.SCHEMA_VERSION:
+            raise StoreError(
+                f"sweep {name!r} was written with schema version {version}, newer than this "
+                f"program reads ({records.SCHEMA_VERSION}); upgrade lyapsweep"
+            )
+        with self._artifact(parent, run.info.artifact_uri, "sweep.json") as path:
+            try:
+                content = json.loads(path.read_text())
+                return SweepInfo(**{**content, "state": run.data.tags[_STATE]})
+            except (ValueError, TypeError, KeyError) as error:
+                raise StoreError(f"{path}: not a sweep description ({error})") from error
+
+    @_guarded
+    def sweeps(self) -> list[SweepInfo]:
+        """Every experiment with a parent run of ours."""
+        client = self._connect()
+        found = []
+        token = None
+        while True:
+            page = client.search_experiments(
+                filter_string=f"tags.`{_PREFIX}experiment` LIKE '%'",
+                order_by=["creation_time DESC"],
+                page_token=token,
+            )
+            found += [e.name for e in page]
+            token = page.token
+            if not token:
+                break
+        return [self.sweep(name) for name in found if self._parent(name) is not None]
+
+    @_guarded
+    def set_state(self, name: str, state: str) -> None:
+        """Tag and status of the parent run."""
+        client, parent = self._connect(), self._require_parent(name)
+        client.set_tag(parent, _STATE, state)
+        if state == "running":
+            client.update_run(parent, status="RUNNING")
+        else:
+            client.set_terminated(parent, status=_RUN_STATUS[state])
+
+    @_guarded
+    def begin_trial(self, name: str, start: TrialStart) -> None:
+        """Finds or creates the run with this uid; parameters are those of every attempt."""
+        client = self._connect()
+        run_id = self._trials(name).get(start.number)
+        if run_id is None:
+            run = client.create_run(
+                self._require_experiment(name),
+                start_time=start.start_ms,
+                run_name=f"trial-{start.number:05d}",
+                tags={
+                    "mlflow.parentRunId": self._require_parent(name),
+                    _KIND: "trial",
+                    _SWEEP: name,
+                    _UID: start.uid,
+                    _NUMBER: str(start.number),
+                    _STATE: "running",
+                    f"{_PREFIX}attempt": str(start.attempt),
+                    f"{_PREFIX}seed": str(start.seed),
+                },
+            )
+            run_id = run.info.run_id
+            self._trials(name)[start.number] = run_id
+        else:
+            client.update_run(run_id, status=RunStatus.to_string(RunStatus.RUNNING))
+            client.set_tag(run_id, _STATE, "running")
+            client.set_tag(run_id, f"{_PREFIX}attempt", str(start.attempt))
+        client.log_batch(run_id, params=_params(start))
+
+    @_guarded
+    def interrupt_trial(self, name: str, number: int, reason: str) -> None:
+        """KILLED, with the reason; a resume sets it running again."""
+        run_id = self._trials(name).get(number)
+        if run_id is not None:
+            client = self._connect()
+            client.set_tag(run_id, _STATE, "interrupted")
+            client.set_tag(run_id, f"{_PREFIX}reason", reason)
+            client.set_terminated(run_id, status="KILLED")
+
+    @_guarded
+    def publish(self, name: str, path: Path) -> None:
+        """Metrics with their own time stamps, the file under a fixed name, then the status."""
+        record = records.read(path)
+        header = record.header
+        client = self._connect()
+        run_id = self._trials(name).get(header.trial)
+        if run_id is None:
+            raise StoreError(f"trial {header.trial} of {name!r} was never begun")
+        metrics = _metrics(record)
+        for start in range(0, len(metrics), 1000):
+            client.log_batch(run_id, metrics=metrics[start : start + 1000])
+        client.log_artifact(run_id, str(path))
+        weights = path.with_suffix(".safetensors")
+        if weights.exists():
+            client.log_artifact(run_id, str(weights))
+        if header.error:
+            client.log_text(run_id, header.error, "error.txt")
+        tags = {
+            _SHA: hashlib.sha256(path.read_bytes()).hexdigest(),
+            f"{_PREFIX}value": repr(header.value),
+            **({f"{_PREFIX}diverged_at": str(header.diverged_at)} if header.diverged_at else {}),
+            _STATE: header.state,
+        }
+        client.log_batch(run_id, tags=[RunTag(k, v) for k, v in tags.items()])
+        client.set_terminated(run_id, status=_RUN_STATUS[header.state], end_time=header.end_ms)
+
+    @_guarded
+    def states(self, name: str) -> dict[int, str]:
+        """From the runs' tags."""
+        self.sweep(name)
+        found = {int(run.data.tags[_NUMBER]): run.data.tags[_STATE] for run in self._search(name)}
+        return dict(sorted(found.items()))
+
+    @_guarded
+    def records(self, name: str) -> Iterator[TrialRecord]:
+        """Reads each finished run's Parquet and checks its sha256."""
+        self.sweep(name)
+        runs = [r for r in self._search(name) if r.data.tags[_STATE] in _FINISHED]
+        runs.sort(key=lambda run: int(run.data.tags[_NUMBER]))
+        return (self._read(run) for run in runs)
+
+    @_guarded
+    def record(self, name: str, number: int) -> TrialRecord:
+        """One finished run's Parquet."""
+        self.sweep(name)
+        run_id = self._trials(name).get(number)
+        run = None if run_id is None else self._connect().get_run(run_id)
+        if run is None or run.data.tags[_STATE] not in _FINISHED:
+            raise KeyError(f"sweep {name!r} has no finished trial {number}")
+        return self._read(run)
+
+    @_guarded
+    def attach(self, name: str, path: Path, folder: str) -> None:
+        """Artifacts of the parent run."""
+        client, parent = self._connect(), self._require_parent(name)
+        if path.is_dir():
+            client.log_artifacts(parent, str(path), folder)
+        else:
+            client.log_artifact(parent, str(path), folder)
+
+    def _connect(self) -> MlflowClient:
+        if self._client is None:
+            self._client = MlflowClient(self.uri)
+        return self._client
+
+    def _experiment(self, name: str) -> str | None:
+        if name not in self._experiments:
+            experiment = self._connect().get_experiment_by_name(name)
+            if experiment is None or experiment.lifecycle_stage != "active":
+                if experiment is not None:
+                    raise NameInUseError(
+                        f"experiment {name!r} was deleted in MLflow but still holds its name; "
+                        "choose another --name or remove it with `mlflow gc`"
+                    )
+                return None
+            self._experiments[name] = experiment.experiment_id
+        return self._experiments[name]
+
+    def _parent(self, name: str) -> str | None:
+        if name not in self._parents:
+            experiment_id = self._experiment(name)
+            if experiment_id is None:
+                return None
+            runs = self._connect().search_runs(
+                [experiment_id],
+                f"tags.`{_KIND}` = 'sweep' and tags.`{_SWEEP}` = '{name}'",
+                max_results=2,
+            )
+            if not runs:
+                return None
+            self._parents[name] = runs[0].info.run_id
+        return self._parents[name]
+
+    def _require_parent(self, name: str) -> str:
+        parent = self._parent(name)
+        if parent is None:
+            raise NoSuchSweepError(f"no sweep {name!r} in {_hide_password(self.uri)}")
+        return parent
+
+    def _require_experiment(self, name: str) -> str:
+        experiment_id = self._experiment(name)
+        if experiment_id is None:
+            raise NoSuchSweepError(f"no sweep {name!r} in {_hide_password(self.uri)}")
+        return experiment_id
+
+    def _search(self, name: str) -> list[Any]:
+        client, experiment_id = self._connect(), self._require_experiment(name)
+        found: list[Any] = []
+        token = None
+        while True:
+            page = client.search_runs(
+                [experiment_id],
+                f"tags.`{_KIND}` = 'trial'",
+                run_view_type=ViewType.ACTIVE_ONLY,
+                max_results=1000,
+                page_token=token,
+            )
+            found += page
+            token = page.token
+            if not token:
+                return found
+
+    def _trials(self, name: str) -> dict[int, str]:
+        """Trial number → run id. One writer, so what this process created it knows."""
+        if name not in self._runs:
+            self._runs[name] = {
+                int(run.data.tags[_NUMBER]): run.info.run_id for run in self._search(name)
+            }
+        return self._runs[name]
+
+    def _read(self, run: Any) -> TrialRecord:
+        number = int(run.data.tags[_NUMBER])
+        name = f"trial-{number:05d}.parquet"
+        with self._artifact(run.info.run_id, run.info.artifact_uri, name) as path:
+            expected = run.data.tags.get(_SHA)
+            if not path.is_file():
+                raise RecordError(f"{path}: missing, though its run says {run.info.status}")
+            if expected and hashlib.sha256(path.read_bytes()).hexdigest() != expected:
+                raise RecordError(f"{path}: corrupt, its sha256 is not the one recorded")
+            return records.read(path)
+
+    def _artifact(self, run_id: str, root: str, name: str) -> "_Artifact":
+        return _Artifact(self._connect(), run_id, root, name)
+
+
+class _Artifact:
+    """An artifact as a local path: in place where it is local, else downloaded for a while."""
+
+    def __init__(self, client: MlflowClient, run_id: str, root: str, name: str) -> None:
+        self._client, self._run_id, self._name = client, run_id, name
+        parsed = urlparse(root)
+        self._local = Path(unquote(parsed.path)) / name if parsed.scheme in ("", "file") else None
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+
+    def __enter__(self) -> Path:
+        if self._local is not None:
+            return self._local
+        self._folder = tempfile.TemporaryDirectory(prefix="lyapsweep-")
+        return Path(self._client.download_artifacts(self._run_id, self._name, self._folder.name))
+
+    def __exit__(self, *_: object) -> None:
+        if self._folder is not None:
+            self._folder.cleanup()
+
+
+def _params(start: TrialStart) -> list[Param]:
+    """Every setting; sampled ones that span decades get a log10 twin for plotting."""
+    found = {key: _bare(value) for key, value in start.params.items()}
+    for key in start.sampled:
+        value = start.params.get(key)
+        if isinstance(value, float) and value > 0:
+            found[f"log10.{key}"] = _bare(math.log10(value))
+    return [Param(k, v[:6000]) for k, v in sorted(found.items())]
+
+
+def _bare(value: Any) -> str:
+    """Numbers as MLflow's plots can read them: bare decimals."""
+    if isinstance(value, bool) or value is None:
+        return str(value).lower() if value is not None else "none"
+    if isinstance(value, float):
+        return f"{value:.10g}"
+    return str(value)
+
+
+def _metrics(record: TrialRecord) -> list[Metric]:
+    """Finite scalars at their epochs, and the final ones again as `final.…`."""
+    found = []
+    last: dict[str, Metric] = {}
+    for row in record.table.to_pylist():
+        if row["shape"] or not row["values"] or not math.isfinite(row["values"][0]):
+            continue
+        metric = Metric(row["quantity"], row["values"][0], row["time_ms"], row["epoch"])
+        found.append(metric)
+        last[row["quantity"]] = metric
+    header = record.header
+    training = sum(
+        row["seconds"] or 0.0 for row in record.table.to_pylist() if row["quantity"] == "train_loss"
+    )
+    measuring = sum(
+        row["seconds"] or 0.0
+        for row in record.table.to_pylist()
+        if not row["quantity"].startswith(("train_", "val_", "test_"))
+    )
+    if header.state == "complete" and "val_loss" in last:
+        final = last["val_loss"]
+        found.append(Metric("final.val_loss", final.value, final.timestamp, 0))
+    if training > 0:
+        share = measuring / training
+        found.append(Metric("cost.measure_share", share, header.end_ms, 0))
+        found.append(Metric("cost.train_seconds", training, header.end_ms, 0))
+    found.append(Metric("diverged", float(header.state == "diverged"), header.end_ms, 0))
+    return found
+
+
+def _sqlite_path(uri: str) -> Path | None:
+    if uri.startswith("sqlite:///"):
+        return Path(uri.removeprefix("sqlite:///")).absolute()
+    return None
+
+
+def _artifact_location(uri: str) -> str | None:
+    """Absolute folder for artifacts of stores without a server; a server has its own."""
+    if uri.startswith(("http://", "https://")):
+        return None
+    chosen = os.environ.get("LYAPSWEEP_ARTIFACTS")
+    if chosen:
+        return chosen if "://" in chosen else str(Path(chosen).absolute())
+    database = _sqlite_path(uri)
+    folder = Path.cwd() if database is None else database.parent
+    return str(folder.absolute() / "mlruns")
+
+
+def _hide_password(uri: str) -> str:
+    parsed = urlparse(uri)
+    if parsed.password:
+        return uri.replace(f":{parsed.password}@", ":***@")
+    return uri
+
+
+def _brief(error: Exception) -> str:
+    """The one line of an exception that says what happened."""
+    cause = error.__cause__ if isinstance(error, MlflowException) else None
+    text = str(getattr(cause, "orig", None) or getattr(error, "orig", None) or error)
+    return (text.strip().splitlines() or [type(error).__name__])[0][:300]

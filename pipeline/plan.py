@@ -1,0 +1,119 @@
+"""Trials into cohorts of equal shape: which networks are trained together as one population.
+
+Pure functions of the specs: the same trials in the same order make the same cohorts on every
+machine and under every executor.
+"""
+
+import dataclasses
+import itertools
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.optim import Trainer
+from tasks.base import Config, per_member_fields
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A plug-in by name and its settings: `lstm` and an LSTM.Config."""
+
+    name: str
+    config: Config
+
+
+@dataclass(frozen=True)
+class TrialSpec:
+    """Everything that decides a trial's result, but for the sweep's seed."""
+
+    number: int
+    seed: int
+    task: Choice
+    network: Choice
+    trainer: Trainer
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """Trials trained together: equal but in fields marked PerMember.
+
+    Attributes:
+        sweep_seed: decides data order and probe inputs, which all trials of a sweep share.
+        trials: the N members, in order.
+        measure: the measurements, in order.
+        device: where to train.
+        threads: torch threads of the process that trains it.
+        keep_weights: whether the last rung brings each member's weights along.
+    """
+
+    sweep_seed: int
+    trials: tuple[TrialSpec, ...]
+    measure: tuple[Choice, ...] = ()
+    device: str = "cpu"
+    threads: int = 1
+    keep_weights: bool = False
+
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """Numbers of the trials, in member order."""
+        return tuple(t.number for t in self.trials)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How large a cohort may be, and what all cohorts of a sweep have in common."""
+
+    size: int
+    sweep_seed: int
+    measure: tuple[Choice, ...] = ()
+    device: str = "cpu"
+    threads: int = 1
+    keep_weights: bool = False
+
+
+def shape_key(spec: TrialSpec) -> str:
+    """Equal for trials that may share a cohort: every setting not marked PerMember."""
+    return json.dumps(
+        {
+            "task": [spec.task.name, dataclasses.asdict(spec.task.config)],
+            "network": [spec.network.name, _shaping(spec.network.config)],
+            "trainer": _shaping(spec.trainer),
+        },
+        sort_keys=True,
+    )
+
+
+def plan(specs: Iterable[TrialSpec], limits: Limits) -> list[Cohort]:
+    """Cohorts of at most `limits.size` trials, in the order in which their trials came.
+
+    Trials of one shape are cut into cohorts whose sizes differ by at most one, so that no
+    worker is left with a remainder of one while another holds a full cohort.
+    """
+    groups: dict[str, list[TrialSpec]] = {}
+    for spec in specs:
+        groups.setdefault(shape_key(spec), []).append(spec)
+    cohorts = [
+        Cohort(
+            sweep_seed=limits.sweep_seed,
+            trials=tuple(part),
+            measure=limits.measure,
+            device=limits.device,
+            threads=limits.threads,
+            keep_weights=limits.keep_weights,
+        )
+        for group in groups.values()
+        for part in _even_parts(group, limits.size)
+    ]
+    return sorted(cohorts, key=lambda c: c.numbers[0])
+
+
+def _even_parts(group: Sequence[TrialSpec], size: int) -> list[Sequence[TrialSpec]]:
+    count = -(-len(group) // size)
+    ends = [round(i * len(group) / count) for i in range(count + 1)]
+    return [group[a:b] for a, b in itertools.pairwise(ends)]
+
+
+def _shaping(config: Config) -> dict[str, Any]:
+    per_member = per_member_fields(type(config))
+    return {k: v for k, v in dataclasses.asdict(config).items() if k not in per_member}

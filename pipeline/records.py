@@ -1,0 +1,275 @@
+"""The one schema of what is stored: a row per (sweep, trial, epoch, quantity).
+
+A trial is one Parquet file. Losses, scores and measurements are all quantities; scalars become
+MLflow metrics as well. Row columns that say when and how long (`TIMING_COLUMNS`) may differ
+between two runs of the same trial; every other column is the same bit for bit.
+
+The file's schema metadata holds the trial's header (`TrialHeader`), so that one file says all
+there is to know about a trial without a database.
+
+Schema version 1. A reader refuses newer versions and files that lack a column.
+"""
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline.rows import Row
+
+SCHEMA_VERSION = 1
+HEADER_KEY = b"lyapsweep.trial"
+VERSION_KEY = b"lyapsweep.schema_version"
+
+TrialState = Literal["complete", "diverged", "pruned", "failed"]
+
+SCHEMA = pa.schema(
+    [
+        pa.field("sweep", pa.string(), nullable=False),
+        pa.field("trial", pa.int32(), nullable=False),
+        pa.field("epoch", pa.int32(), nullable=False),
+        pa.field("update", pa.int64(), nullable=False),
+        pa.field("quantity", pa.string(), nullable=False),
+        pa.field("axes", pa.list_(pa.string()), nullable=False),
+        pa.field("shape", pa.list_(pa.int32()), nullable=False),
+        pa.field("values", pa.list_(pa.float64()), nullable=False),
+        pa.field("unit", pa.string(), nullable=False),
+        pa.field("error", pa.list_(pa.float64()), nullable=True),
+        pa.field("marks", pa.list_(pa.uint8()), nullable=True),
+        pa.field("flags", pa.list_(pa.string()), nullable=False),
+        pa.field("details", pa.string(), nullable=False),
+        pa.field("seconds", pa.float64(), nullable=True),
+        pa.field("time_ms", pa.int64(), nullable=False),
+    ]
+)
+TIMING_COLUMNS = ("seconds", "time_ms")
+
+
+class RecordError(ValueError):
+    """A record file that cannot be trusted: corrupt, incomplete or of a newer schema."""
+
+
+@dataclass(frozen=True)
+class TrialHeader:
+    """What a trial was and how it ended.
+
+    Attributes:
+        sweep: name of the sweep.
+        trial: number, 0, 1, …
+        trial_uid: `<sweep id>/<number>`, unique across stores.
+        seed: the trial's own seed.
+        state: complete, diverged (a result), pruned, failed (an exception, or lost workers).
+        params: every resolved setting by dotted name.
+        sampled: names of those params that were sampled.
+        value: what the sampler was told, finite; None for failed trials.
+        diverged_at: update at which the trial diverged, or None.
+        attempt: 1 for the first run of this trial.
+        start_ms, end_ms: milliseconds since 1970 UTC.
+        error: traceback of a failed trial, or None.
+        provenance: versions, host, device, dtype, data fingerprint.
+    """
+
+    sweep: str
+    trial: int
+    trial_uid: str
+    seed: int
+    state: TrialState
+    params: dict[str, Any]
+    sampled: tuple[str, ...]
+    value: float | None
+    diverged_at: int | None = None
+    attempt: int = 1
+    start_ms: int = 0
+    end_ms: int = 0
+    error: str | None = None
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TrialRecord:
+    """A trial's header and its rows as an Arrow table of `SCHEMA`."""
+
+    header: TrialHeader
+    table: pa.Table
+
+
+def to_table(sweep: str, trial: int, rows: Iterable[Row]) -> pa.Table:
+    """Rows of one trial as a table of `SCHEMA`, in the order given."""
+    columns: dict[str, list[Any]] = {name: [] for name in SCHEMA.names}
+    for row in rows:
+        values = np.asarray(row.values, dtype=np.float64)
+        columns["sweep"].append(sweep)
+        columns["trial"].append(trial)
+        columns["epoch"].append(row.epoch)
+        columns["update"].append(row.update)
+        columns["quantity"].append(row.quantity)
+        columns["axes"].append(list(row.axes))
+        columns["shape"].append(list(values.shape))
+        columns["values"].append(values.ravel())
+        columns["unit"].append(row.unit)
+        columns["error"].append(None if row.error is None else np.ravel(row.error))
+        columns["marks"].append(
+            None if row.marks is None else np.ravel(row.marks).astype(np.uint8).tolist()
+        )
+        columns["flags"].append(list(row.flags))
+        columns["details"].append(json.dumps(row.details, sort_keys=True))
+        columns["seconds"].append(row.seconds)
+        columns["time_ms"].append(row.time_ms)
+    return pa.table(columns, schema=SCHEMA)
+
+
+def write(record: TrialRecord, path: Path) -> None:
+    """Writes a trial's file atomically: temporary name, fsync, rename, fsync of the folder."""
+    metadata = {
+        VERSION_KEY: str(SCHEMA_VERSION).encode(),
+        HEADER_KEY: json.dumps(asdict(record.header), sort_keys=True).encode(),
+    }
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as sink:
+            pq.write_table(record.table.replace_schema_metadata(metadata), sink, compression="zstd")
+            sink.flush()
+            os.fsync(sink.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def read(path: Path) -> TrialRecord:
+    """Reads one trial's file. Raises RecordError naming the file and what is wrong with it."""
+    try:
+        table = pq.read_table(path, use_threads=False)
+    except FileNotFoundError:
+        raise
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise RecordError(f"{path}: not a readable Parquet file ({_first_line(error)})") from error
+    metadata = table.schema.metadata or {}
+    _check_version(path, metadata)
+    if HEADER_KEY not in metadata:
+        raise RecordError(f"{path}: no trial header; this is not a lyapsweep record")
+    missing = [name for name in SCHEMA.names if name not in table.schema.names]
+    if missing:
+        raise RecordError(f"{path}: columns missing: {', '.join(missing)}")
+    try:
+        header = header_from_json(metadata[HEADER_KEY].decode())
+        table = table.select(SCHEMA.names).cast(SCHEMA)
+    except (pa.ArrowException, ValueError, TypeError, KeyError) as error:
+        raise RecordError(
+            f"{path}: not of schema {SCHEMA_VERSION} ({_first_line(error)})"
+        ) from error
+    return TrialRecord(header, table)
+
+
+def header_from_json(text: str) -> TrialHeader:
+    """The header as stored. Unknown fields are refused with a TypeError."""
+    fields = json.loads(text)
+    fields["sampled"] = tuple(fields["sampled"])
+    return TrialHeader(**fields)
+
+
+def _check_version(path: Path, metadata: dict[bytes, bytes]) -> None:
+    text = metadata.get(VERSION_KEY, b"").decode(errors="replace")
+    if not text.isdigit():
+        raise RecordError(f"{path}: no schema version; this is not a lyapsweep record")
+    if int(text) > SCHEMA_VERSION:
+        raise RecordError(
+            f"{path}: schema version {text} is newer than this program reads "
+            f"({SCHEMA_VERSION}); upgrade lyapsweep"
+        )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def scalars(table: pa.Table) -> pd.DataFrame:
+    """Scalar quantities, one row each: sweep, trial, epoch, update, quantity, value, unit, …
+
+    Columns: sweep, trial, epoch, update, quantity, value, error, unit, flags, seconds.
+    """
+    frame = table.filter(pc.equal(pc.list_value_length(table["shape"]), 0))
+    return pd.DataFrame(
+        {
+            "sweep": frame["sweep"].to_pandas(),
+            "trial": frame["trial"].to_pandas(),
+            "epoch": frame["epoch"].to_pandas(),
+            "update": frame["update"].to_pandas(),
+            "quantity": frame["quantity"].to_pandas(),
+            "value": [_only(v) for v in frame["values"].to_pylist()],
+            "error": [_only(v) for v in frame["error"].to_pylist()],
+            "unit": frame["unit"].to_pandas(),
+            "flags": frame["flags"].to_pylist(),
+            "seconds": frame["seconds"].to_pandas(),
+        }
+    )
+
+
+def tidy(table: pa.Table, quantity: str) -> pd.DataFrame:
+    """One quantity, one line a value, with a column of indices for each axis.
+
+    Columns: sweep, trial, epoch, update, <axis names…>, value, error, mark. Raises KeyError
+    where the table has no such quantity.
+    """
+    frame = table.filter(pc.equal(table["quantity"], quantity))
+    if frame.num_rows == 0:
+        raise KeyError(f"no quantity {quantity!r} in these records")
+    parts = []
+    for row in frame.to_pylist():
+        size = math.prod(row["shape"])
+        if size != len(row["values"]) or size == 0:
+            continue
+        index = np.unravel_index(np.arange(size), row["shape"]) if row["shape"] else ()
+        parts.append(
+            pd.DataFrame(
+                {
+                    "sweep": row["sweep"],
+                    "trial": row["trial"],
+                    "epoch": row["epoch"],
+                    "update": row["update"],
+                    **dict(zip(row["axes"], index, strict=True)),
+                    "value": row["values"],
+                    "error": row["error"] or [math.nan] * size,
+                    "mark": row["marks"] or [0] * size,
+                }
+            )
+        )
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+
+
+def arrays(rows: Sequence[dict[str, Any]]) -> list[np.ndarray]:
+    """Values of rows (as from `Table.to_pylist`) in their shapes."""
+    return [np.asarray(r["values"], dtype=np.float64).reshape(r["shape"]) for r in rows]
+
+
+def content_hash(table: pa.Table) -> str:
+    """sha256 over everything but the timing columns: equal for equal results.
+
+    NaN payloads are normalised, so that any NaN equals any other.
+    """
+    digest = hashlib.sha256()
+    for name in SCHEMA.names:
+        if name in TIMING_COLUMNS or name == "sweep":
+            continue
+        column = table[name].to_pylist()
+        digest.update(name.encode())
+        digest.update(json.dumps(column, allow_nan=True, default=str).encode())
+    return digest.hexdigest()
+
+
+def _only(values: list[float] | None) -> float:
+    return values[0] if values else math.nan

@@ -1,0 +1,137 @@
+"""Where sweeps are kept: one protocol, behind it MLflow or a plain folder.
+
+A store is written by one driver at a time and read by anyone. Every writing method is
+idempotent: done twice it leaves what it left done once, so that a driver killed between any two
+calls can be replayed (see `pipeline.sweep`).
+"""
+
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from pipeline.records import TrialRecord
+
+DEFAULT_URI = "sqlite:///mlflow.db"
+NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+class StoreError(RuntimeError):
+    """The store cannot be reached, written or trusted."""
+
+
+class NoSuchSweepError(StoreError):
+    """No sweep of this name in this store; the message lists those there are."""
+
+
+class NameInUseError(StoreError):
+    """A sweep of this name exists already."""
+
+
+@dataclass(frozen=True)
+class SweepInfo:
+    """A sweep as the store knows it.
+
+    Attributes:
+        name: chosen by the user, unique in the store.
+        sweep_id: random, unique across stores.
+        config: the resolved tree, ranges included.
+        config_hash: sha256 of the canonical JSON of `config`.
+        num_trials: how many the design asks for.
+        created_ms: milliseconds since 1970 UTC.
+        state: running, interrupted, complete or failed.
+        provenance: versions, host, git state.
+    """
+
+    name: str
+    sweep_id: str
+    config: dict[str, Any]
+    config_hash: str
+    num_trials: int
+    created_ms: int
+    state: str = "running"
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TrialStart:
+    """What is known of a trial when it starts."""
+
+    number: int
+    uid: str
+    seed: int
+    params: dict[str, Any]
+    sampled: tuple[str, ...]
+    start_ms: int
+    attempt: int = 1
+
+
+class Store(Protocol):
+    """Duties: durable when a method returns, idempotent, one writer, many readers."""
+
+    uri: str
+
+    def prepare(self) -> None:
+        """Creates what must exist before workers do. Raises StoreError if that is impossible."""
+
+    def create_sweep(self, info: SweepInfo) -> None:
+        """Raises NameInUseError."""
+
+    def sweep(self, name: str) -> SweepInfo:
+        """Raises NoSuchSweepError."""
+
+    def sweeps(self) -> list[SweepInfo]:
+        """All sweeps, the newest first."""
+
+    def set_state(self, name: str, state: str) -> None:
+        """running, interrupted, complete or failed."""
+
+    def begin_trial(self, name: str, start: TrialStart) -> None:
+        """Finds or creates the trial by its uid and marks it running."""
+
+    def interrupt_trial(self, name: str, number: int, reason: str) -> None:
+        """Marks a trial that was begun and will be run again by a resume."""
+
+    def publish(self, name: str, path: Path) -> None:
+        """Takes over one trial's record file (left in place) and closes the trial."""
+
+    def states(self, name: str) -> dict[int, str]:
+        """Trial number → running, interrupted, complete, diverged, pruned or failed."""
+
+    def records(self, name: str) -> Iterator[TrialRecord]:
+        """All published trials in order of their numbers. Raises RecordError on a bad file."""
+
+    def record(self, name: str, number: int) -> TrialRecord:
+        """One published trial. Raises KeyError."""
+
+    def attach(self, name: str, path: Path, folder: str) -> None:
+        """Keeps a file or folder (a report, say) with the sweep under `folder`."""
+
+
+def check_name(name: str) -> str:
+    """Returns the name. Raises ValueError where it is no safe name for a sweep."""
+    if not NAME_PATTERN.fullmatch(name):
+        raise ValueError(
+            f"sweep name {name!r}: must be 1 to 64 of letters, digits, '.', '_' and '-', "
+            "starting with a letter or digit"
+        )
+    return name
+
+
+def open_store(uri: str | None = None) -> Store:
+    """The store at `uri`: `folder:PATH`, or anything MLflow tracks to.
+
+    Without `uri`: LYAPSWEEP_STORE, else MLFLOW_TRACKING_URI, else `sqlite:///mlflow.db` in the
+    working directory, which is what a bare `mlflow ui` there opens.
+    """
+    uri = uri or os.environ.get("LYAPSWEEP_STORE") or os.environ.get("MLFLOW_TRACKING_URI")
+    uri = uri or DEFAULT_URI
+    if uri.startswith("folder:"):
+        from pipeline.folder_store import FolderStore
+
+        return FolderStore(Path(uri.removeprefix("folder:")))
+    from pipeline.mlflow_store import MlflowStore
+
+    return MlflowStore(uri)

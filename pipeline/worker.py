@@ -1,0 +1,65 @@
+"""What a worker does with a cohort: one rung at a time, so that whoever drives it may stop it.
+
+The same object serves in this process and inside a Ray actor. It knows neither Optuna nor
+MLflow nor the sweep's name; it keeps the last task, so that cohorts of one sweep load data once.
+"""
+
+import dataclasses
+import json
+import traceback
+from collections.abc import Iterator
+
+import torch
+
+from pipeline.plan import Cohort
+from pipeline.train import Rung, load_task, train
+from tasks.base import Task
+
+
+class CohortError(RuntimeError):
+    """Training a cohort raised; the text is the traceback."""
+
+
+class Worker:
+    """Trains one cohort at a time."""
+
+    def __init__(self) -> None:
+        self._rungs: Iterator[Rung] | None = None
+        self._task: tuple[str, Task] | None = None
+
+    def start(self, cohort: Cohort) -> Rung:
+        """Builds a cohort and returns rung 0. Raises CohortError."""
+        torch.set_num_threads(cohort.threads)
+        try:
+            self._rungs = train(cohort, self._task_of(cohort))
+        except Exception:  # noqa: BLE001 - whatever a plug-in raises is a result to report
+            raise CohortError(traceback.format_exc()) from None
+        return self.advance()
+
+    def advance(self) -> Rung:
+        """Trains to the next rung. Raises CohortError."""
+        if self._rungs is None:
+            raise CohortError("no cohort has been started")
+        try:
+            rung = next(self._rungs)
+        except Exception:  # noqa: BLE001 - whatever a plug-in raises is a result to report
+            self._rungs = None
+            raise CohortError(traceback.format_exc()) from None
+        if rung.is_last:
+            self._rungs = None
+        return rung
+
+    def _task_of(self, cohort: Cohort) -> Task:
+        first = cohort.trials[0]
+        key = json.dumps(
+            [
+                first.task.name,
+                dataclasses.asdict(first.task.config),
+                cohort.sweep_seed,
+                first.trainer.dtype,
+                cohort.device,
+            ]
+        )
+        if self._task is None or self._task[0] != key:
+            self._task = (key, load_task(cohort))
+        return self._task[1]

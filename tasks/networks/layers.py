@@ -1,0 +1,139 @@
+"""Pieces that the networks share, each with a leading member axis: start weights, linear, dropout.
+
+No operation reduces over members, and member n draws from its own generator alone, so that a
+member's numbers do not depend on its company.
+
+Shapes: N members, B examples, I inputs, O outputs, D state, K tangents.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from tasks.base import per_member_fields
+
+Initialiser = Literal["uniform", "gaussian", "orthogonal", "glorot"]
+
+
+def common_settings(configs: Sequence[Any]) -> Any:
+    """The first of `configs`, once all are seen to agree in what shapes the arithmetic.
+
+    Raises ValueError where two members of one population differ in a field not marked PerMember.
+    """
+    if not configs:
+        raise ValueError("a population needs at least one config, got none")
+    first = configs[0]
+    free = per_member_fields(type(first))
+    for member, config in enumerate(configs):
+        for field in fields(first):
+            ours, theirs = getattr(first, field.name), getattr(config, field.name)
+            if field.name not in free and ours != theirs:
+                raise ValueError(
+                    f"{type(first).__qualname__}.{field.name}: members of one population must "
+                    f"agree, member 0 has {ours!r} and member {member} has {theirs!r}"
+                )
+    return first
+
+
+def initial_scales(configs: Sequence[Any], units: int) -> list[float]:
+    """`init_scale` of every member; where it is None, 1/√units for uniform and 1 for the others."""
+    usual = 1 / math.sqrt(units) if configs[0].init == "uniform" else 1.0
+    return [usual if c.init_scale is None else float(c.init_scale) for c in configs]
+
+
+def draw_weight(
+    kind: Initialiser,
+    num_outputs: int,
+    num_inputs: int,
+    scale: float,
+    generator: torch.Generator,
+) -> Tensor:
+    """One weight matrix (O, I), float64, drawn with `generator`.
+
+    The meaning of `scale` by kind: uniform, the bound p of U(−p, p); gaussian, σ_w of
+    N(0, σ_w²/I); orthogonal, the factor on a Haar-random matrix with orthonormal rows or columns
+    (whichever are fewer); glorot, the factor on U(±√(6/(I + O))) (Glorot & Bengio 2010, eq. 16).
+    """
+    shape = (num_outputs, num_inputs)
+    if kind == "uniform":
+        return _uniform(shape, scale, generator)
+    if kind == "glorot":
+        return _uniform(shape, scale * math.sqrt(6 / (num_inputs + num_outputs)), generator)
+    normal = torch.randn(shape, dtype=torch.float64, generator=generator)
+    if kind == "gaussian":
+        return normal * (scale / math.sqrt(num_inputs))
+    tall = normal if num_outputs >= num_inputs else normal.mT
+    Q, R = torch.linalg.qr(tall)
+    # Without the sign of R's diagonal, Q would not be Haar-distributed (Mezzadri 2007).
+    haar: Tensor = Q * torch.where(R.diagonal() < 0, -scale, scale)
+    return haar if num_outputs >= num_inputs else haar.mT
+
+
+def draw_bias(
+    kind: Initialiser, num_outputs: int, scale: float, generator: torch.Generator
+) -> Tensor:
+    """One bias (O,), float64: U(−scale, scale) for uniform, else N(0, scale²)."""
+    if kind == "uniform":
+        return _uniform((num_outputs,), scale, generator)
+    return scale * torch.randn(num_outputs, dtype=torch.float64, generator=generator)
+
+
+def _uniform(shape: tuple[int, ...], bound: float, generator: torch.Generator) -> Tensor:
+    return bound * (2 * torch.rand(shape, dtype=torch.float64, generator=generator) - 1)
+
+
+def linear(x_NBI: Tensor, weight_NOI: Tensor, bias_NO: Tensor | None) -> Tensor:
+    """W x + b for every member, (N, B, O). B may stand for several axes."""
+    flat_NMI = x_NBI.flatten(1, -2)
+    if bias_NO is None:
+        y_NMO = torch.bmm(flat_NMI, weight_NOI.mT)
+    else:
+        y_NMO = torch.baddbmm(bias_NO.unsqueeze(1), flat_NMI, weight_NOI.mT)
+    return y_NMO.view(*x_NBI.shape[:-1], weight_NOI.shape[1])
+
+
+def matmul_tangents(W_NED: Tensor, Q_NBDK: Tensor) -> Tensor:
+    """W Q as (N, B, E, K), by one matrix product a member that all sequences share.
+
+    Frames are kept as `torch.linalg.qr` returns them, columns contiguous, so that the flattening
+    to (N, B·K, D) is a view and the elementwise work that follows runs along memory.
+    """
+    Q_NBKD = Q_NBDK.mT
+    N, B, K, D = Q_NBKD.shape
+    P_NME = torch.bmm(Q_NBKD.reshape(N, B * K, D), W_NED.mT)
+    return P_NME.view(N, B, K, W_NED.shape[1]).mT
+
+
+def sech2(x: Tensor) -> Tensor:
+    """1 − tanh² x without its cancellation, which returns exactly 0 from |x| = 19 on."""
+    return torch.cosh(x).reciprocal().square()
+
+
+def dropout_mask(
+    shape: Sequence[int], rate: float, generator: torch.Generator, like: Tensor
+) -> Tensor | None:
+    """A member's mask of inverted dropout, 0 or 1/(1 − rate); None, and no draw, at rate 0.
+
+    Drawn in float32 whatever the precision of `like`, so that float32 and float64 runs drop
+    the same units.
+    """
+    if rate == 0:
+        return None
+    u = torch.rand(tuple(shape), generator=generator, device=generator.device)
+    return (u >= rate).to(device=like.device, dtype=like.dtype).mul_(1 / (1 - rate))
+
+
+def dropout(x_NBI: Tensor, rates: Sequence[float], generators: Sequence[torch.Generator]) -> Tensor:
+    """Inverted dropout with one rate and one generator a member."""
+    masks = [
+        dropout_mask(x_NBI.shape[1:], rate, generator, x_NBI)
+        for rate, generator in zip(rates, generators, strict=True)
+    ]
+    if all(mask is None for mask in masks):
+        return x_NBI
+    whole = x_NBI.new_ones(()).expand(x_NBI.shape[1:])
+    return x_NBI * torch.stack([whole if mask is None else mask for mask in masks])
