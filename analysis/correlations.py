@@ -6,6 +6,7 @@ loss seen answers the same questions: it is the bar. Protocol: rank statistics f
 with squares and products where there are trials enough, Holm over each table's column.
 """
 
+import math
 import zlib
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -41,13 +42,11 @@ class Covariates:
 
     Attributes:
         Z: trials by columns: ranks of the settings, scaled to unit variance, and powers.
-        words: what the columns are.
-        complete: False where there was room for the ranks only.
+        lacks: what there was no room for: "squares and products", "products" or "".
     """
 
     Z: pd.DataFrame
-    words: str
-    complete: bool
+    lacks: str
 
 
 @lru_cache(maxsize=2)
@@ -57,8 +56,8 @@ def correlations(frame: SweepFrame) -> pd.DataFrame:
     Columns: epoch, feature, label, unit, group, n; spearman and pearson (with the final loss),
     given_settings, given_settings_and_loss (partial rank correlations), within (pooled inside
     strata of the setting the feature goes with most), each with _low, _high, _p, _problem and,
-    within one group of tests, _p_holm; strata_by, strata_positive, strata_negative, reverses;
-    interval, test and covariates say how.
+    but for within, _p_holm over all epochs and features; strata_by, strata_positive, strata_negative, reverses;
+    interval, test, num_covariates… say how.
     """
     target = frame.target
     lines = []
@@ -85,7 +84,7 @@ def correlations(frame: SweepFrame) -> pd.DataFrame:
     if result.empty:
         return result
     is_tested = result["group"] != "loss"
-    for column in ("spearman", "pearson", "given_settings", "given_settings_and_loss", "within"):
+    for column in ("spearman", "pearson", "given_settings", "given_settings_and_loss"):
         p = np.where(is_tested, result[f"{column}_p"].astype(float), np.nan)
         result[f"{column}_p_holm"] = holm(p)
     return result
@@ -161,19 +160,18 @@ def covariates(settings: pd.DataFrame) -> Covariates:
         for i, a in enumerate(names)
         for b in names[i + 1 :]
     }
-    columns, words = dict(ranks), "ranks"
-    room = n // _TRIALS_PER_COVARIATE
-    complete = len(columns) + len(squares) <= room
-    if complete and squares:
+    columns, lacks, room = dict(ranks), "", n // _TRIALS_PER_COVARIATE
+    if len(ranks | squares | products) <= room:
+        columns |= squares | products
+    elif len(ranks | squares) <= room:
         columns |= squares
-        words += ", squares"
-    if complete and products:
-        complete = len(columns) + len(products) <= room
-        if complete:
-            columns |= products
-            words += ", products"
-    Z = pd.DataFrame(columns, index=settings.index)
-    return Covariates(Z, f"{words} ({Z.shape[1]} columns)", complete)
+        lacks = "products"
+    else:
+        lacks = "squares and products"
+    # The square of two ranks, say, is constant: nothing to hold fixed.
+    varying = {name: column for name, column in columns.items() if np.isfinite(column).any()}
+    Z = pd.DataFrame(varying, index=settings.index)
+    return Covariates(Z, lacks)
 
 
 def _line(
@@ -214,8 +212,10 @@ def _line(
         "reverses": strata.reverses,
         "interval": rank.interval,
         "test": rank.test,
-        "covariates": given.words,
-        "covariates_with_loss": given_loss.words if given_loss is not None else "",
+        "num_covariates": given.Z.shape[1],
+        "covariates_lack": given.lacks,
+        "num_covariates_with_loss": 0 if given_loss is None else given_loss.Z.shape[1],
+        "covariates_with_loss_lack": "" if given_loss is None else given_loss.lacks,
     }
 
 
@@ -267,5 +267,6 @@ def _spell(prefix: str, estimate: Estimate) -> dict[str, object]:
 
 
 def _standard(column: np.ndarray) -> np.ndarray:
-    standard: np.ndarray = (column - np.nanmean(column)) / np.nanstd(column)
+    spread = float(np.nanstd(column))
+    standard: np.ndarray = (column - np.nanmean(column)) / (spread if spread > 1e-9 else math.nan)
     return standard

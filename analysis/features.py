@@ -57,7 +57,7 @@ FEATURES = {
         Feature("lyapunov.std", "spread of the spectrum", _PER_STEP, "spectrum", True),
         Feature("lyapunov.top_mean", "mean of the top tenth", _PER_STEP, "spectrum"),
         Feature("lyapunov.gap", "gap λ₁ − λ₂", _PER_STEP, "spectrum"),
-        Feature("lyapunov.near_zero", "exponents near 0", "1", "spectrum"),
+        Feature("lyapunov.near_zero", "number of exponents near 0", "1", "spectrum"),
         Feature("lyapunov.kaplan_yorke", "Kaplan–Yorke dimension", "1", "spectrum", True),
         Feature("ftle.mean", "mean FTLE", "nats/layer", "ftle", True),
         Feature("ftle.std", "spread of FTLEs over inputs", "nats/layer", "ftle", True),
@@ -134,6 +134,7 @@ def early_view(frame: SweepFrame, epoch: int) -> EarlyView:
     return frame.early_view(epoch)
 
 
+@lru_cache(maxsize=32)
 def hyperparameters(view: EarlyView) -> pd.DataFrame:
     """The sampled settings as numbers, trials by names.
 

@@ -34,14 +34,6 @@ from pipeline.plan import Choice, Limits, TrialSpec
 from pipeline.space import Range, RangeError
 from tasks.base import Bounds, Config, seed_for
 
-SAMPLERS = {
-    "qmc": "scrambled Sobol points: even coverage, never steered by results (default)",
-    "random": "independent random points, never steered by results",
-    "grid": "every combination of choices and of `num` points of each range",
-    "tpe": "tree-structured Parzen estimator, steered by results",
-    "gp": "Gaussian process, steered by results",
-    "cmaes": "covariance matrix adaptation, steered by results",
-}
 _RANGED = ("task", "network", "trainer")
 _SECTIONS = ("seed", "trials", "sampler", *_RANGED, "measure", "execution")
 
@@ -114,6 +106,12 @@ class SweepConfig:
         """sha256 of the canonical tree without `execution`, which changes no result."""
         content = {k: v for k, v in self.tree.items() if k != "execution"}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def batch_size(self) -> int:
+        """How many trials the sampler is asked for at a time."""
+        cohorts = 2 if self.sampler.is_adaptive else 8
+        return self.sampler.batch or cohorts * self.execution.cohort_size
 
     @property
     def limits(self) -> Limits:

@@ -1,16 +1,17 @@
 """Downloads the named data sets of `tasks.datasets`, checks them, and says which are here.
 
-A file appears under its own name only once its sha256 is right: it grows as `<name>.part`,
-which an interrupted transfer leaves behind and the next one continues (HTTP Range); then it is
-synced, checked by pooch and renamed. pooch retrieves and verifies; resuming, giving up on a
-stalled server and refusing what cannot be right are `_Download`'s, because pooch starts every
-transfer anew and waits for a trickling server for ever.
+A file appears under its own name only once its sha256 is right: it grows in `.incoming` as
+`<name>.part`, which an interrupted transfer leaves behind and the next one continues (HTTP
+Range); then it is synced, checked by pooch and renamed. pooch retrieves and verifies; resuming,
+giving up on a stalled server and refusing what cannot be right are `_Download`'s, because pooch
+starts every transfer anew and waits for a trickling server for ever.
 """
 
 import os
 import re
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
@@ -192,22 +193,31 @@ def _fetch_file(
         )
     final = folder / file.path
     final.parent.mkdir(parents=True, exist_ok=True)
-    download = _Download(file, final.with_name(final.name + ".part"), progress, timeout)
+    incoming = folder / ".incoming"
+    incoming.mkdir(exist_ok=True)
+    for stray in incoming.glob("tmp*"):
+        # A killed pooch leaves its temporary files behind; nobody else is here, we hold the lock.
+        stray.unlink()
+    arrival = incoming / file.path.replace("/", "-")
+    download = _Download(file, arrival.with_name(arrival.name + ".part"), progress, timeout)
     reports = []
     for address in addresses:
-        failure = _try_mirror(download, address, final, attempts, pause)
+        failure = _try_mirror(download, address, arrival, attempts, pause)
         if failure is None:
+            os.replace(arrival, final)
             _sync_folder(final.parent)
+            with suppress(OSError):  # it holds the parts of other files
+                incoming.rmdir()
             return final
         reports.append(f"{address}: {failure}")
     raise FetchError(f"could not download {file.path}; {'; '.join(reports)}")
 
 
 def _try_mirror(
-    download: "_Download", address: str, final: Path, attempts: int, pause: float
+    download: "_Download", address: str, arrival: Path, attempts: int, pause: float
 ) -> str | None:
-    """None once `final` stands, else why this mirror was given up."""
-    failure = ""
+    """None once `arrival` stands and is right, else why this mirror was given up."""
+    failure = mismatch = ""
     furthest = download.here
     idle = 0
     is_pardoned = False
@@ -218,8 +228,8 @@ def _try_mirror(
             pooch.retrieve(
                 address,
                 known_hash=f"sha256:{download.file.sha256}",
-                fname=final.name,
-                path=final.parent,
+                fname=arrival.name,
+                path=arrival.parent,
                 downloader=download,
             )
             return None
@@ -229,7 +239,7 @@ def _try_mirror(
             failure = str(error)
         except ValueError:
             # pooch's checksum error, which runs over several lines.
-            failure = f"sends other bytes than sha256 {download.file.sha256}"
+            mismatch = f"sends other bytes than sha256 {download.file.sha256}"
             if download.is_resumed and not is_pardoned:
                 # The fault may lie in the bytes that an earlier mirror left behind.
                 is_pardoned, furthest = True, 0
@@ -240,7 +250,7 @@ def _try_mirror(
             furthest, idle = download.here, 0
         else:
             idle += 1
-    return failure
+    return mismatch or failure
 
 
 class _TransferError(Exception):
@@ -306,7 +316,6 @@ class _Download:
                 try:
                     self._copy(response.raw, part, start)
                 finally:
-                    part.flush()
                     os.fsync(part.fileno())
 
     def _refuse_what_cannot_be_right(self, response: requests.Response, start: int) -> None:
@@ -341,6 +350,7 @@ class _Download:
             if not data:
                 break
             part.write(data)
+            part.flush()  # what a kill leaves behind is what the next run need not fetch
             done += len(data)
             if self._progress:
                 self._progress(self.file.path, done, size)
@@ -360,7 +370,8 @@ class _Download:
             innermost = getattr(error, "reason", None) or (error.args or (None,))[0]
         if "timed out" in str(error).lower():
             return f"stalled {place} (nothing for {self._timeout:g} s)"
-        return f"broke off {place} ({' '.join(str(error).split())})"
+        what = f"broke off {place}" if self.here else "sent nothing"
+        return f"{what} ({' '.join(str(error).split())})"
 
 
 def _sync_folder(folder: Path) -> None:

@@ -17,6 +17,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+SAMPLERS = {
+    "qmc": "scrambled Sobol points: even coverage, never steered by results (default)",
+    "random": "independent random points, never steered by results",
+    "grid": "every combination of choices and of `num` points of each range",
+    "tpe": "tree-structured Parzen estimator, steered by results",
+    "gp": "Gaussian process, steered by results",
+    "cmaes": "covariance matrix adaptation, steered by results",
+}
 KINDS = ("uniform", "log_uniform", "int", "log_int", "choice")
 
 

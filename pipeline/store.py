@@ -110,24 +110,32 @@ class Store(Protocol):
         """Keeps a file or folder (a report, say) with the sweep under `folder`."""
 
 
+class BadNameError(ValueError):
+    """A name that no sweep can have."""
+
+
 def check_name(name: str) -> str:
-    """Returns the name. Raises ValueError where it is no safe name for a sweep."""
+    """Returns the name. Raises BadNameError where it is no safe name for a sweep."""
     if not NAME_PATTERN.fullmatch(name):
-        raise ValueError(
+        raise BadNameError(
             f"sweep name {name!r}: must be 1 to 64 of letters, digits, '.', '_' and '-', "
             "starting with a letter or digit"
         )
     return name
 
 
-def open_store(uri: str | None = None) -> Store:
-    """The store at `uri`: `folder:PATH`, or anything MLflow tracks to.
+def store_uri(uri: str | None = None) -> str:
+    """`uri`, else LYAPSWEEP_STORE, else MLFLOW_TRACKING_URI, else `sqlite:///mlflow.db`.
 
-    Without `uri`: LYAPSWEEP_STORE, else MLFLOW_TRACKING_URI, else `sqlite:///mlflow.db` in the
-    working directory, which is what a bare `mlflow ui` there opens.
+    The last, in the working directory, is what a bare `mlflow ui` there opens.
     """
     uri = uri or os.environ.get("LYAPSWEEP_STORE") or os.environ.get("MLFLOW_TRACKING_URI")
-    uri = uri or DEFAULT_URI
+    return uri or DEFAULT_URI
+
+
+def open_store(uri: str | None = None) -> Store:
+    """The store at `store_uri(uri)`: `folder:PATH`, or anything MLflow tracks to."""
+    uri = store_uri(uri)
     if uri.startswith("folder:"):
         from pipeline.folder_store import FolderStore
 

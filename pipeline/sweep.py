@@ -243,10 +243,8 @@ class Driver:
             return False
         if self.config.sampler.is_adaptive and self._open_in_batch:
             return False
-        size = self.config.execution.cohort_size
-        batch = self.config.sampler.batch or (2 if self.config.sampler.is_adaptive else 8) * size
         self.study.sampler = self._sampler(first)
-        count = min(batch, self.config.trials - first)
+        count = min(self.config.batch_size, self.config.trials - first)
         self._enqueue([self.study.ask() for _ in range(count)])
         return True
 

@@ -4,7 +4,7 @@ J_t Q_{t−1} = Q_t R_t with R_ii ≥ 0; the i-th Lyapunov exponent is the mean 
 The frame may be re-orthonormalised every T_ON steps only. What limits T_ON is rounding: column i
 of R decays relative to its own norm like exp(−T_ON (λ_1 − λ_i)), and where that meets the
 precision ε, R_ii is noise that looks like an exponent of λ_1 − ln(1/ε)/T_ON. The decay is
-therefore read from every R, and "auto" keeps it above √ε.
+therefore read from every R, and "auto" keeps it above ε^⅓, so that log R_ii is right to ε^⅔.
 
 Shapes: N members, B sequences, T steps, D state, K tangents, M time blocks.
 """
@@ -128,7 +128,7 @@ def carry(
     The frame is re-orthonormalised at the end of the warm-up and of the run whatever T_ON, so
     that no growth is dropped and none is counted twice. With `t_on="auto"` every member has a
     T_ON of its own, taken from its own R alone: it starts at 1, doubles while the decay would
-    stay above √ε, and halves as soon as it does not.
+    stay above ε^⅓, and halves as soon as it does not.
 
     Raises ValueError where a map is not square, unless `rectangular`, or has fewer rows than the
     frame has columns.
@@ -180,8 +180,8 @@ class _Schedule:
         self._is_auto = t_on == "auto"
         self.block = LONGEST_AUTO if t_on == "auto" else t_on
         self.t_on = [1 if t_on == "auto" else t_on] * num_members
-        # Half of the digits may be lost between two re-orthonormalisations.
-        self._allowed = 0.5 * math.log(torch.finfo(dtype).eps)
+        # A third of the digits may be lost between two re-orthonormalisations.
+        self._allowed = math.log(torch.finfo(dtype).eps) / 3
         self._deepest = [0.0] * num_members
 
     def due(self, since: int, ends_block: bool) -> list[int]:

@@ -1,0 +1,70 @@
+# A fresh machine needs Python 3.11 or newer and nothing else: `make demo` and `make test` set
+# themselves up. `make` alone lists the targets.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-builtin-rules
+
+PYTHON ?= python3
+BIN := .venv/bin
+# Named after the folder: a virtual environment that was copied or moved here would run the
+# scripts and the checkout of the folder it was made in.
+READY := .venv/.ready-$(shell pwd -P | cksum | cut -d ' ' -f 1)
+UNFINISHED := .venv/.unfinished
+PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
+
+.PHONY: help setup demo test lint bench clean
+
+help: ## list the targets
+	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 16
+	@echo
+	@echo '  make test ARGS="-k spectrum"      passes ARGS to pytest (-m slow: the proofs that take minutes)'
+	@echo '  make setup PYTHON=python3.12      sets .venv up with another Python'
+	@echo '  PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make setup'
+	@echo '                                    takes the small build of torch, for machines without a GPU'
+
+setup: $(READY) ## make .venv with the pinned versions of everything (demo and test do it themselves)
+
+# The mark of an unfinished set-up is there before the first file of .venv and until the last, so
+# that an interrupted one is never taken for complete: the next run starts afresh. Later changes
+# are installed in place, where pip itself mends what an interruption left.
+# torch comes first and by its pinned version: unpinned, it is the newest, with several gigabytes
+# of CUDA packages.
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo "lyapsweep needs Python 3.11 or newer, but $(PYTHON) is: $$($(PYTHON) --version 2>&1)" >&2; \
+	  echo "If there is a newer one, name it: make $(or $(MAKECMDGOALS),setup) PYTHON=python3.12" >&2; \
+	  exit 1; }
+	@if [ -e $(UNFINISHED) ] || [ ! -x $(BIN)/python ] || \
+	    { compgen -G '.venv/.ready-*' > /dev/null && [ ! -e $(READY) ]; }; then \
+	  rm -rf .venv && mkdir .venv && touch $(UNFINISHED) && \
+	  echo "Setting up .venv; this takes a few minutes …" && $(PYTHON) -m venv .venv; \
+	fi
+	@$(PIP) install --quiet --constraint constraints.txt "$$(grep '^torch==' constraints.txt)"
+	@$(PIP) install --quiet --constraint constraints.txt --editable '.[dev]'
+	@rm -f $(UNFINISHED) && touch $(READY)
+	@echo ".venv is ready: $$($(BIN)/python --version), $$($(BIN)/lyapsweep version)"
+
+demo: $(READY) ## train a small sweep of LSTMs on text and write its report, in minutes
+	@name="demo-$$(date +%Y%m%d-%H%M%S)" && \
+	$(BIN)/lyapsweep sweep conf/demo.yaml --name "$$name" && \
+	$(BIN)/lyapsweep report "$$name" --out "reports/$$name" && \
+	echo && \
+	echo "The report:            $(CURDIR)/reports/$$name" && \
+	echo "All trials in MLflow:  $(BIN)/lyapsweep ui"
+
+test: $(READY) ## run the tests, except the slow proofs
+	@$(BIN)/pytest $(ARGS)
+
+lint: $(READY) ## ruff (check and format), mypy --strict, import rules
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(READY) ## measure what we claim to be fast; prints one table
+	@$(BIN)/python tests/bench/run_all.py $(ARGS)
+
+clean: ## remove .venv, caches and build products; sweeps and reports stay
+	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find pipeline tasks analysis tests -name __pycache__ -type d -prune -exec rm -rf {} +

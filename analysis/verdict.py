@@ -1,0 +1,291 @@
+"""What the sweep says, in plain words with numbers: the first lines of the report.
+
+The verdict is decided by rule, from the early epochs (up to half of training) alone:
+
+1. too few finished trials, no spectrum, or a constant target: no claim;
+2. a feature still goes with the final loss once settings and loss seen are held fixed (Holm,
+   5 %), and it also makes cross-validated prediction better: the spectrum adds;
+3. only one of the two: a hint;
+4. it does once settings are held fixed, but the loss seen knows as much: redundant;
+5. it does only while settings vary: confounded;
+6. it does not at all: nothing.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import pandas as pd
+
+from analysis import words
+from analysis.correlations import correlations, divergence
+from analysis.evaluate import compare
+from analysis.features import LOSS_SEEN
+from analysis.figures.base import when
+from analysis.frame import SweepFrame
+from analysis.statistics import detectable
+
+Kind = Literal[
+    "no_target", "no_spectrum", "too_few", "adds", "hint", "redundant", "confounded", "nothing"
+]
+
+MIN_FINISHED = 20
+PLANNED = 150
+_LEVEL = 0.05
+_STEERED = ("tpe", "gp", "cmaes")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What is claimed.
+
+    Attributes:
+        kind: which rule decided.
+        headline: one sentence.
+        evidence: sentences with the numbers it rests on.
+        cautions: what weakens it.
+    """
+
+    kind: Kind
+    headline: str
+    evidence: tuple[str, ...]
+    cautions: tuple[str, ...]
+
+
+def verdict(frame: SweepFrame) -> Verdict:
+    """Reads the tables of `correlations` and `compare`; computes nothing of its own."""
+    n = len(frame.target)
+    refusal = _refusal(frame, n)
+    if refusal is not None:
+        return refusal
+    table = correlations(frame)
+    early = early_epochs(frame)
+    spectral = table[table["group"].isin(["spectrum", "ftle"]) & table["epoch"].isin(early)]
+    increments = compare(frame).increments
+    gains = increments[increments["epoch"].isin(early)] if len(increments) else increments
+    kind, row = _decide(spectral, gains)
+    if row is None:
+        return Verdict(
+            "nothing",
+            "No feature of the spectrum varies enough over the finished trials to say anything.",
+            (f"{words.count(n, 'trial')} finished.",),
+            _cautions(frame, table, spectral),
+        )
+    return Verdict(
+        kind,
+        _headline(kind, row, n),
+        _evidence(frame, kind, row, table, gains),
+        _cautions(frame, table, spectral),
+    )
+
+
+def early_epochs(frame: SweepFrame) -> list[int]:
+    """Measured epochs in the first half of training; the first one where there are none."""
+    early = [e for e in frame.measured_epochs if e <= frame.final_epoch / 2]
+    return early or frame.measured_epochs[:1]
+
+
+def _refusal(frame: SweepFrame, n: int) -> Verdict | None:
+    states = frame.trials["state"].value_counts()
+    counted = ", ".join(f"{count} {state}" for state, count in states.items())
+    about = (f"{words.count(len(frame.trials), 'trial')} published: {counted}.",)
+    if n == 0:
+        headline = "No trial ended with a finite validation loss, so there is nothing to foretell."
+        return Verdict("no_target", headline, about, _divergence(frame))
+    if not frame.measured_epochs:
+        headline = (
+            "No spectrum or FTLE was measured in this sweep: the report shows the training only."
+        )
+        return Verdict("no_spectrum", headline, about, ())
+    if n < MIN_FINISHED:
+        headline = (
+            f"{words.count(n, 'finished trial')} {'is' if n == 1 else 'are'} too few to say "
+            f"whether the spectrum tells anything: at least {MIN_FINISHED} are needed for a first "
+            f"look, {PLANNED} for a conclusion."
+        )
+        return Verdict("too_few", headline, about, ())
+    if frame.target.nunique() == 1:
+        headline = f"All {n} finished trials end with the same loss: there is nothing to foretell."
+        return Verdict("no_target", headline, about, ())
+    return None
+
+
+def _decide(spectral: pd.DataFrame, gains: pd.DataFrame) -> tuple[Kind, pd.Series | None]:
+    """The rule that holds, and the line of the table that it rests on."""
+    strictest = _strongest(spectral, "given_settings_and_loss")
+    helps = len(gains) > 0 and bool((gains["gain_low"] > 0).any())
+    if strictest is not None and strictest["given_settings_and_loss_p_holm"] < _LEVEL:
+        return ("adds" if helps else "hint"), strictest
+    if helps and strictest is not None:
+        return "hint", strictest
+    given = _strongest(spectral, "given_settings")
+    if given is not None and given["given_settings_p_holm"] < _LEVEL:
+        return "redundant", given
+    plain = _strongest(spectral, "spearman")
+    if plain is not None and plain["spearman_p_holm"] < _LEVEL:
+        return "confounded", plain
+    return "nothing", plain
+
+
+def _strongest(table: pd.DataFrame, column: str) -> pd.Series | None:
+    known = table.dropna(subset=[column])
+    if known.empty:
+        return None
+    return known.loc[known[column].abs().idxmax()]
+
+
+def _headline(kind: Kind, row: pd.Series, n: int) -> str:
+    name = f"{row['label']} {when(int(row['epoch']))}"
+    if kind == "adds":
+        text = (
+            f"The spectrum tells something about the final loss that the settings and the loss "
+            f"so far do not: the {name} still goes with it when both are held fixed."
+        )
+    elif kind == "hint":
+        text = (
+            "There is a hint, no more, that the spectrum tells something beyond the settings and "
+            "the loss so far."
+        )
+    elif kind == "redundant":
+        text = (
+            f"The spectrum goes with the final loss beyond the settings (most: the {name}), but "
+            "adds nothing detectable to the loss already seen."
+        )
+    elif kind == "confounded":
+        text = (
+            f"The spectrum adds nothing detectable: the {name} goes with the final loss, but only "
+            "as far as the sampled settings drive both."
+        )
+    else:
+        text = "The spectrum adds nothing: no feature of it goes detectably with the final loss."
+    if n < PLANNED and kind in ("adds", "redundant"):
+        text = text[:-1] + f" (exploratory: {n} of the {PLANNED} trials planned for a conclusion)."
+    return text
+
+
+def _evidence(
+    frame: SweepFrame, kind: Kind, row: pd.Series, table: pd.DataFrame, gains: pd.DataFrame
+) -> tuple[str, ...]:
+    epoch = int(row["epoch"])
+    num_tests = int(table["spearman_p_holm"].notna().sum())
+    direction = "lower" if row["spearman"] < 0 else "higher"
+    found = [
+        f"Over {words.count(int(row['n']), 'finished trial')}, the higher the {row['label']} "
+        f"{when(epoch)}, the {direction} the final loss: rank correlation "
+        f"{_spelled(row, 'spearman')}, {words.p_phrase(row['spearman_p_holm'])} after Holm's "
+        f"correction for {num_tests} tests.",
+        f"With the sampled settings held fixed {_left(row, 'given_settings')}; with the loss seen "
+        f"held fixed as well {_left(row, 'given_settings_and_loss')}.",
+    ]
+    bar = table[(table["epoch"] == epoch) & (table["feature"] == LOSS_SEEN)]
+    if len(bar) and math.isfinite(bar["spearman"].iloc[0]):
+        found.append(
+            f"The bar: the validation loss seen {when(epoch)} goes with the final one at "
+            f"{_spelled(bar.iloc[0], 'spearman')}."
+        )
+    if len(gains):
+        best = gains.loc[gains["gain"].idxmax()]
+        change = "smaller" if best["gain"] >= 0 else "larger"
+        unclear = "" if best["gain_low"] > 0 else ", not distinguishable from none"
+        found.append(
+            f"Predicting held-out trials from settings and loss seen, the error with the spectrum "
+            f"is at best {words.percent(abs(best['gain']))} {change} ({when(int(best['epoch']))}; "
+            f"95 % interval of the gain over all early epochs {words.percent(best['gain_low'])} "
+            f"to {words.percent(best['gain_high'])}{unclear})."
+        )
+    if kind == "hint":
+        by_rank = row["given_settings_and_loss_p_holm"] < _LEVEL
+        found.append(
+            "The partial correlation passes the corrected test but prediction does not get better."
+            if by_rank
+            else "Prediction gets better but no single feature passes the corrected test."
+        )
+    return tuple(found)
+
+
+def _cautions(
+    frame: SweepFrame, table: pd.DataFrame, spectral: pd.DataFrame
+) -> tuple[str, ...]:
+    n = len(frame.target)
+    found = []
+    turned = spectral[spectral["reverses"].astype(bool)]
+    if len(turned):
+        row = turned.loc[turned["within"].abs().idxmax()]
+        found.append(
+            f"Simpson's paradox: across all trials the {row['label']} {when(int(row['epoch']))} "
+            f"goes with the final loss at {words.number(row['spearman'], sign=True)}, but within "
+            f"strata of {row['strata_by']} at {_spelled(row, 'within')}: the sign turns. "
+            f"{words.count(len(turned), 'feature line')} of {len(spectral)} do so."
+        )
+    width = int(table["num_covariates_with_loss"].max())
+    if n < PLANNED:
+        found.append(
+            f"{n} trials are fewer than the {PLANNED} planned: a partial correlation below "
+            f"{words.number(detectable(n, width))} would be missed more than one time in five, "
+            "before any correction for many tests."
+        )
+    lacks = set(table["covariates_lack"]) | set(table["covariates_with_loss_lack"])
+    if "squares and products" in lacks:
+        found.append(
+            "With so few trials, settings and loss seen could be held fixed through their ranks "
+            "only; where the final loss depends on one of them in a curve, some of its influence "
+            "is left in."
+        )
+    elif "products" in lacks:
+        found.append(
+            "With so few trials, settings and loss seen were held fixed one by one (ranks and "
+            "squares); where they act together, some of their influence is left in."
+        )
+    sampler = frame.info.config.get("sampler")
+    name = sampler.get("name") if isinstance(sampler, dict) else sampler
+    if name in _STEERED:
+        found.append(
+            f"The sampler {name} steered the design by results: trials are not independent, and "
+            "intervals and p values are too optimistic. Use qmc or random for such a study."
+        )
+    late = set(frame.measured_epochs) - set(early_epochs(frame)) - {frame.final_epoch}
+    later = table[table["epoch"].isin(late) & table["group"].isin(["spectrum", "ftle"])]
+    later = later[later["given_settings_and_loss_p_holm"] < _LEVEL]
+    only_late = later[~later["feature"].isin(
+        spectral[spectral["given_settings_and_loss_p_holm"] < _LEVEL]["feature"]
+    )]  # fmt: skip
+    if len(only_late):
+        row = only_late.loc[only_late["given_settings_and_loss"].abs().idxmax()]
+        found.append(
+            f"Later than half of training, {when(int(row['epoch']))}, the {row['label']} goes with "
+            f"the final loss at {_spelled(row, 'given_settings_and_loss')} with settings and loss "
+            "seen held fixed; that is no early sign."
+        )
+    return (*found, *_divergence(frame))
+
+
+def _divergence(frame: SweepFrame) -> tuple[str, ...]:
+    states = frame.trials["state"]
+    num_diverged = int((states == "diverged").sum())
+    if num_diverged == 0:
+        return ()
+    text = f"{words.count(num_diverged, 'diverged trial')} left out of all correlations"
+    table = divergence(frame)
+    known = table[table["epoch"].isin(early_epochs(frame))] if len(table) else table
+    known = known.dropna(subset=["auc"]) if len(known) else known
+    if known.empty:
+        return (text + "; too few to say what foretells divergence.",)
+    row = known.loc[(known["auc"] - 0.5).abs().idxmax()]
+    larger = "higher" if row["auc"] > 0.5 else "lower"
+    auc = max(row["auc"], 1 - row["auc"])
+    return (
+        f"{text}. What separates them best early on: a {larger} {row['label']} "
+        f"{when(int(row['epoch']))} (AUC {words.number(auc)}, "
+        f"{words.p_phrase(row['auc_p_holm'])} after Holm's correction).",
+    )
+
+
+def _spelled(row: pd.Series, column: str) -> str:
+    return words.estimate(row[column], row[f"{column}_low"], row[f"{column}_high"])
+
+
+def _left(row: pd.Series, column: str) -> str:
+    if not math.isfinite(row[column]):
+        return f"it is {row[f'{column}_problem']}"
+    p = row[f"{column}_p_holm"]
+    return f"{_spelled(row, column)} remains ({words.p_phrase(p)} after Holm's correction)"

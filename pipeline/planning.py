@@ -1,0 +1,84 @@
+"""`lyapsweep plan`: what a sweep would do, in words. Asks the sampler without a database."""
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+
+import optuna
+
+from pipeline import sampling
+from pipeline.config import SweepConfig
+from pipeline.estimate import estimate
+from pipeline.plan import Cohort, TrialSpec, plan
+from pipeline.progress import duration
+from pipeline.sweep import preflight
+
+
+def cohorts_of(config: SweepConfig) -> list[Cohort]:
+    """The cohorts the driver would make, batch by batch.
+
+    For adaptive samplers, which learn meanwhile, the values are those of trials asked without
+    results; shapes may then differ from the real ones.
+    """
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    study = optuna.create_study(storage=None)
+    found: list[Cohort] = []
+    first = 0
+    while first < config.trials:
+        study.sampler = sampling.make_sampler(
+            config.sampler, config.space, seed=config.seed, first_number=first
+        )
+        specs: list[TrialSpec] = []
+        for _ in range(min(config.batch_size, config.trials - first)):
+            trial = study.ask()
+            specs.append(config.spec(trial.number, sampling.suggest(trial, config.space)))
+        found += plan(specs, config.limits)
+        first += len(specs)
+    return found
+
+
+def describe(config: SweepConfig, *, calibrate: bool = True) -> Iterator[str]:
+    """Lines for a person. Raises what `pipeline.sweep.preflight` raises."""
+    preflight(config)
+    cohorts = cohorts_of(config)
+    tree, execution = config.tree, config.execution
+    steered = "steered by results" if config.sampler.is_adaptive else "not steered by results"
+    yield f"task      {tree['task']['name']}"
+    yield f"network   {tree['network']['name']}"
+    yield f"trials    {config.trials}, sampler {config.sampler.name} ({steered})"
+    yield f"space     {len(config.space)} dimensions" + ("" if config.space else ": nothing varies")
+    for path, r in config.space.items():
+        yield f"          {path}: {r}"
+    sizes = Counter(len(c.trials) for c in cohorts)
+    listed = ", ".join(f"{n} of {size}" for size, n in sorted(sizes.items(), reverse=True))
+    yield f"cohorts   {len(cohorts)} ({listed} trials)"
+    epochs = sorted({c.trials[0].trainer.epochs for c in cohorts})
+    span = str(epochs[0]) if len(epochs) == 1 else f"{epochs[0]} to {epochs[-1]}"
+    yield f"epochs    {span} each"
+    for choice in config.measure:
+        at = getattr(choice.config, "at", None)
+        when = (
+            "after every epoch, and before"
+            if at is None
+            else f"at epochs {', '.join(map(str, at))}"
+        )
+        yield f"measure   {choice.name} {when}"
+    slots = 1
+    if execution.executor == "ray":
+        slots = execution.workers or max(1, (os.cpu_count() or 1) // execution.threads)
+    yield f"executor  {execution.executor}, {slots} at a time, {execution.threads} threads each"
+    if not calibrate:
+        return
+    costs = estimate(cohorts)
+    total = sum(c.total for c in costs)
+    # Cohorts are indivisible: no schedule is shorter than the longest, or than an even share.
+    wall = max(total / slots, max(c.total for c in costs))
+    measuring = sum(c.measuring for c in costs) / max(1e-9, sum(c.training for c in costs))
+    parameters = sorted({c.num_parameters for c in costs})
+    shown = (
+        f"{parameters[0]:,}"
+        if len(parameters) == 1
+        else (f"{parameters[0]:,} to {parameters[-1]:,}")
+    )
+    yield f"weights   {shown} a network"
+    yield f"cost      about {duration(wall)} here, measuring {measuring:.1%} of training time"
