@@ -43,7 +43,7 @@ $(READY): pyproject.toml constraints.txt
 	@$(PIP) install --quiet --constraint constraints.txt "$$(grep '^torch==' constraints.txt)"
 	@$(PIP) install --quiet --constraint constraints.txt --editable '.[dev]'
 	@rm -f $(UNFINISHED) && touch $(READY)
-	@echo ".venv is ready: $$($(BIN)/python --version), $$($(BIN)/lyapsweep version)"
+	@echo ".venv is ready"
 
 demo: $(READY) ## train a small sweep of LSTMs on text and write its report, in minutes
 	@name="demo-$$(date +%Y%m%d-%H%M%S)" && \

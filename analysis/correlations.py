@@ -3,7 +3,7 @@
 Three questions of every feature: does it go with the final loss; does it still, once the
 sampled hyperparameters are held fixed; and once the loss already seen is held fixed too. The
 loss seen answers the same questions: it is the bar. Protocol: rank statistics first, covariates
-with squares and products where there are trials enough, Holm over each table's column.
+with powers and products where there are trials enough, Holm over each table's column.
 """
 
 import math
@@ -31,6 +31,7 @@ from analysis.statistics import (
 
 NUM_RESAMPLES = 2_000
 _TRIALS_PER_COVARIATE = 5
+_EXPECTED = ("squares", "cubes", "products")
 _COLUMNS = {
     "value": "", "low": "_low", "high": "_high", "p": "_p", "problem": "_problem",
 }  # fmt: skip
@@ -42,7 +43,7 @@ class Covariates:
 
     Attributes:
         Z: trials by columns: ranks of the settings, scaled to unit variance, and powers.
-        lacks: what there was no room for: "squares and products", "products" or "".
+        lacks: which of squares, cubes and products there was no room for.
     """
 
     Z: pd.DataFrame
@@ -56,7 +57,8 @@ def correlations(frame: SweepFrame) -> pd.DataFrame:
     Columns: epoch, feature, label, unit, group, n; spearman and pearson (with the final loss),
     given_settings, given_settings_and_loss (partial rank correlations), within (pooled inside
     strata of the setting the feature goes with most), each with _low, _high, _p, _problem and,
-    but for within, _p_holm over all epochs and features; strata_by, strata_positive, strata_negative, reverses;
+    but for within, _p_holm over all epochs and features; strata_by, strata_positive,
+    strata_negative, reverses;
     interval, test, num_covariates… say how.
     """
     target = frame.target
@@ -139,39 +141,45 @@ def divergence(frame: SweepFrame) -> pd.DataFrame:
     return result
 
 
-def covariates(settings: pd.DataFrame) -> Covariates:
-    """Ranks of the settings; their squares and products too where five trials a column remain.
+def strongest(table: pd.DataFrame, column: str, zero: float = 0.0) -> pd.Series:
+    """The line of a table, not empty, in which a number is farthest from `zero`."""
+    return table.iloc[int(np.nanargmax((table[column].astype(float) - zero).abs().to_numpy()))]
 
-    Ranks alone leave a curved influence (a learning rate with an optimum) in the residuals, so
-    what could not be included is said.
+
+def covariates(settings: pd.DataFrame) -> Covariates:
+    """Ranks of the settings with squares, cubes, products and so on while there is room.
+
+    Ranks alone leave a curved influence (a learning rate with an optimum, a share that
+    saturates) in the residuals of both sides, which then correlate through the setting. So
+    terms are added, the most needed kind first, while five trials a column remain; what could
+    not be is said.
     """
     n = len(settings)
-    # A setting without its number in one trial would drop the trial: the caller's n says so.
     ranks = {
         str(name): _standard(stats.rankdata(column, nan_policy="omit"))
         for name, column in settings.items()
         if column.nunique() > 1
     }
-    is_binary = {name: settings[name].nunique() == 2 for name in ranks}
+    curved = [name for name in ranks if settings[name].nunique() > 2]
     names = list(ranks)
-    squares = {f"{a}²": _standard(ranks[a] ** 2) for a in names if not is_binary[a]}
-    products = {
-        f"{a} × {b}": _standard(ranks[a] * ranks[b])
-        for i, a in enumerate(names)
-        for b in names[i + 1 :]
+    kinds = {
+        "squares": {f"{a}^2": ranks[a] ** 2 for a in curved},
+        "cubes": {f"{a}^3": ranks[a] ** 3 for a in curved},
+        "products": {
+            f"{a} × {b}": ranks[a] * ranks[b] for i, a in enumerate(names) for b in names[i + 1 :]
+        },
+        "fourth powers": {f"{a}^4": ranks[a] ** 4 for a in curved},
+        "fifth powers": {f"{a}^5": ranks[a] ** 5 for a in curved},
     }
-    columns, lacks, room = dict(ranks), "", n // _TRIALS_PER_COVARIATE
-    if len(ranks | squares | products) <= room:
-        columns |= squares | products
-    elif len(ranks | squares) <= room:
-        columns |= squares
-        lacks = "products"
-    else:
-        lacks = "squares and products"
+    columns, lacks = dict(ranks), []
+    for kind, terms in kinds.items():
+        if len(columns) + len(terms) <= n // _TRIALS_PER_COVARIATE:
+            columns |= {name: _standard(term) for name, term in terms.items()}
+        elif kind in _EXPECTED:
+            lacks.append(kind)
     # The square of two ranks, say, is constant: nothing to hold fixed.
     varying = {name: column for name, column in columns.items() if np.isfinite(column).any()}
-    Z = pd.DataFrame(varying, index=settings.index)
-    return Covariates(Z, lacks)
+    return Covariates(pd.DataFrame(varying, index=settings.index), ", ".join(lacks))
 
 
 def _line(
@@ -235,9 +243,7 @@ def _stratify(
     return name, strata
 
 
-def _pair(
-    epoch: int, row: str, x: np.ndarray, setting: pd.Series, name: str
-) -> dict[str, object]:
+def _pair(epoch: int, row: str, x: np.ndarray, setting: pd.Series, name: str) -> dict[str, object]:
     if ft.is_number(setting):
         y = setting.to_numpy(float)
         estimate = correlation(x, y, "spearman", num_resamples=500)

@@ -82,8 +82,8 @@ def cross_validate(
     target: pd.Series,
     predictor: Predictor,
     *,
-    num_folds: int = NUM_FOLDS,
-    num_repeats: int = NUM_REPEATS,
+    num_folds: int,
+    num_repeats: int,
     seed: int = 0,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Held-out predictions in target's order, each (repeats, n).
@@ -119,7 +119,9 @@ def _score(
     if np.ptp(target) == 0:
         return {"n": n, "problem": "not computable: the target is the same in all trials"}, None
     try:
-        means, sds, centres = cross_validate(view, target, predictor)
+        means, sds, centres = cross_validate(
+            view, target, predictor, num_folds=NUM_FOLDS, num_repeats=NUM_REPEATS
+        )
     except CannotPredictError as error:
         return {"n": n, "problem": f"not computable: {error}"}, None
     y = target.to_numpy(float)

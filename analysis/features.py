@@ -117,7 +117,7 @@ def features(view: EarlyView) -> pd.DataFrame:
 
 def measured(table: pd.DataFrame) -> list[str]:
     """Those columns of a feature table that are of the spectrum or the FTLEs."""
-    return [name for name in table if FEATURES[str(name)].group in ("spectrum", "ftle")]
+    return [name for name in map(str, table) if FEATURES[name].group in ("spectrum", "ftle")]
 
 
 def headline(frame: SweepFrame) -> list[Feature]:

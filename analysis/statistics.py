@@ -102,7 +102,9 @@ def partial_correlation(x: np.ndarray, y: np.ndarray, Z: np.ndarray, kind: Kind)
     for name, rest, whole in (("feature", x_rest, x), ("target", y_rest, y)):
         if rest @ rest < 1e-10 * ((whole - whole.mean()) @ (whole - whole.mean())):
             return not_computable(f"the covariates determine the {name}", n)
-    value = float(np.clip(x_rest @ y_rest / math.sqrt((x_rest @ x_rest) * (y_rest @ y_rest)), -1, 1))
+    value = float(
+        np.clip(x_rest @ y_rest / math.sqrt((x_rest @ x_rest) * (y_rest @ y_rest)), -1, 1)
+    )
     low, high = fisher_interval(value, n - k, kind)
     return Estimate(value, low, high, _t_test(value, n - 2 - k), n, "Fisher z", "t")
 
@@ -317,7 +319,7 @@ def _orthonormal(Z: np.ndarray) -> np.ndarray:
     scale = np.sqrt((centred**2).sum(axis=0))
     centred = centred[:, scale > 0] / scale[scale > 0]
     if centred.shape[1] == 0:
-        return centred
+        return np.zeros((len(Z), 0))
     U, s, _ = np.linalg.svd(centred, full_matrices=False)
     basis: np.ndarray = U[:, s > 1e-9 * s[0]]
     return basis

@@ -18,7 +18,7 @@ from typing import Literal
 import pandas as pd
 
 from analysis import words
-from analysis.correlations import correlations, divergence
+from analysis.correlations import correlations, divergence, strongest
 from analysis.evaluate import compare
 from analysis.features import LOSS_SEEN
 from analysis.figures.base import when
@@ -131,7 +131,7 @@ def _strongest(table: pd.DataFrame, column: str) -> pd.Series | None:
     known = table.dropna(subset=[column])
     if known.empty:
         return None
-    return known.loc[known[column].abs().idxmax()]
+    return strongest(known, column)
 
 
 def _headline(kind: Kind, row: pd.Series, n: int) -> str:
@@ -184,7 +184,7 @@ def _evidence(
             f"{_spelled(bar.iloc[0], 'spearman')}."
         )
     if len(gains):
-        best = gains.loc[gains["gain"].idxmax()]
+        best = gains.iloc[int(gains["gain"].to_numpy().argmax())]
         change = "smaller" if best["gain"] >= 0 else "larger"
         unclear = "" if best["gain_low"] > 0 else ", not distinguishable from none"
         found.append(
@@ -203,14 +203,12 @@ def _evidence(
     return tuple(found)
 
 
-def _cautions(
-    frame: SweepFrame, table: pd.DataFrame, spectral: pd.DataFrame
-) -> tuple[str, ...]:
+def _cautions(frame: SweepFrame, table: pd.DataFrame, spectral: pd.DataFrame) -> tuple[str, ...]:
     n = len(frame.target)
     found = []
     turned = spectral[spectral["reverses"].astype(bool)]
     if len(turned):
-        row = turned.loc[turned["within"].abs().idxmax()]
+        row = strongest(turned, "within")
         found.append(
             f"Simpson's paradox: across all trials the {row['label']} {when(int(row['epoch']))} "
             f"goes with the final loss at {words.number(row['spearman'], sign=True)}, but within "
@@ -224,17 +222,11 @@ def _cautions(
             f"{words.number(detectable(n, width))} would be missed more than one time in five, "
             "before any correction for many tests."
         )
-    lacks = set(table["covariates_lack"]) | set(table["covariates_with_loss_lack"])
-    if "squares and products" in lacks:
+    lacks = max((*table["covariates_lack"], *table["covariates_with_loss_lack"]), key=len)
+    if lacks:
         found.append(
-            "With so few trials, settings and loss seen could be held fixed through their ranks "
-            "only; where the final loss depends on one of them in a curve, some of its influence "
-            "is left in."
-        )
-    elif "products" in lacks:
-        found.append(
-            "With so few trials, settings and loss seen were held fixed one by one (ranks and "
-            "squares); where they act together, some of their influence is left in."
+            f"{n} trials leave no room to hold fixed the {lacks} of settings and loss seen: where "
+            "the final loss depends on them in such a way, some of their influence is left in."
         )
     sampler = frame.info.config.get("sampler")
     name = sampler.get("name") if isinstance(sampler, dict) else sampler
@@ -250,7 +242,7 @@ def _cautions(
         spectral[spectral["given_settings_and_loss_p_holm"] < _LEVEL]["feature"]
     )]  # fmt: skip
     if len(only_late):
-        row = only_late.loc[only_late["given_settings_and_loss"].abs().idxmax()]
+        row = strongest(only_late, "given_settings_and_loss")
         found.append(
             f"Later than half of training, {when(int(row['epoch']))}, the {row['label']} goes with "
             f"the final loss at {_spelled(row, 'given_settings_and_loss')} with settings and loss "
@@ -270,7 +262,7 @@ def _divergence(frame: SweepFrame) -> tuple[str, ...]:
     known = known.dropna(subset=["auc"]) if len(known) else known
     if known.empty:
         return (text + "; too few to say what foretells divergence.",)
-    row = known.loc[(known["auc"] - 0.5).abs().idxmax()]
+    row = strongest(known, "auc", 0.5)
     larger = "higher" if row["auc"] > 0.5 else "lower"
     auc = max(row["auc"], 1 - row["auc"])
     return (

@@ -14,7 +14,6 @@ from importlib.metadata import entry_points, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
-import click
 import typer
 
 if TYPE_CHECKING:
@@ -22,6 +21,9 @@ if TYPE_CHECKING:
     from pipeline.executors.base import Executor
     from pipeline.store import Store, SweepInfo
     from pipeline.sweep import Outcome
+
+# typer brings its own copy of click; this is the base of what it raises for bad usage.
+_ClickException: type[Exception] = typer.BadParameter.__mro__[2]
 
 OK, FAILED, BAD_USAGE, INTERRUPTED = 0, 1, 2, 130
 
@@ -109,6 +111,7 @@ def sweep(
     path = configs.find(conf)
     chosen = check_name(name or f"{path.stem}-{time.strftime('%Y%m%d-%H%M%S')}")
     config = configs.load(path, _with_executor(settings, executor))
+    _check_address(config, address)
     sweeps.preflight(config)
     opened = open_store(store)
     opened.prepare()
@@ -143,6 +146,7 @@ def resume(
 
         tree = {**config.tree, "execution": {**config.tree["execution"], "executor": executor}}
         config = dataclasses.replace(config, execution=check(tree).execution)
+    _check_address(config, address)
     sweeps.preflight(config)
     opened.prepare()
     _drive(config, info, opened, Home.of(name), address)
@@ -196,7 +200,11 @@ def status(
         done = sum(counts[s] for s in ("complete", "diverged", "pruned", "failed"))
         created = time.strftime("%Y-%m-%d %H:%M", time.localtime(info.created_ms / 1000))
         counted = ", ".join(f"{n} {state}" for state, n in sorted(counts.items()))
-        rows.append((info.name, info.state, f"{done}/{info.num_trials}", created, counted))
+        state = info.state
+        if state == "running" and not Home.of(info.name).is_locked():
+            # The driver died without a word, or runs on another machine.
+            state = "no driver here"
+        rows.append((info.name, state, f"{done}/{info.num_trials}", created, counted))
     _table(("sweep", "state", "done", "created", "trials"), rows)
     if name:
         _status_details(infos[0], opened, Home.of(name))
@@ -214,7 +222,7 @@ def _status_details(info: "SweepInfo", store: "Store", home: Any) -> None:
     waiting = len(list(home.spool.glob("trial-*.parquet"))) if home.spool.is_dir() else 0
     if waiting:
         typer.echo(f"waiting on disk to be published: {waiting} (lyapsweep resume {info.name})")
-    if info.state in ("interrupted", "failed"):
+    if info.state != "complete" and not home.is_locked():
         typer.echo(f"go on with: lyapsweep resume {info.name}")
 
 
@@ -284,7 +292,7 @@ def list_(
         return
     if kind not in catalog.kinds():
         known = sorted({*catalog.kinds(), "samplers", "data"})
-        raise click.UsageError(f"no kind {kind!r}; there are {', '.join(known)}")
+        raise typer.BadParameter(f"no kind {kind!r}; there are {', '.join(known)}")
     entries = catalog.entries(kind).values()
     _table((kind.removesuffix("s"), "what it is"), [(e.name, e.summary) for e in entries])
 
@@ -397,15 +405,13 @@ def main() -> None:
     try:
         code = command.main(standalone_mode=False)
         sys.exit(code if isinstance(code, int) else OK)
-    except click.exceptions.Exit as done:
-        sys.exit(done.exit_code)
-    except click.Abort:
+    except typer.Abort:
         sys.exit(INTERRUPTED)
     except KeyboardInterrupt:
         typer.echo("interrupted", err=True)
         sys.exit(INTERRUPTED)
-    except click.ClickException as error:
-        error.show()
+    except _ClickException as error:
+        error.show()  # type: ignore[attr-defined]
         sys.exit(BAD_USAGE)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -448,6 +454,11 @@ def _with_executor(settings: list[str] | None, executor: str | None) -> list[str
     return [*found, f"execution.executor={executor}"] if executor else found
 
 
+def _check_address(config: "SweepConfig", address: str | None) -> None:
+    if address is not None and config.execution.executor != "ray":
+        raise typer.BadParameter("--address goes with --executor ray")
+
+
 def _drive(
     config: "SweepConfig", info: "SweepInfo", store: "Store", home: Any, address: str | None
 ) -> None:
@@ -455,8 +466,6 @@ def _drive(
     from pipeline.progress import duration, summary, view_for
     from pipeline.sweep import Driver
 
-    if address is not None and config.execution.executor != "ray":
-        raise click.UsageError("--address goes with --executor ray")
     started = time.monotonic()
     executor = _executor(config, address)
     try:

@@ -16,10 +16,11 @@ and a range may stand wherever a value may in task, network and trainer (`pipeli
 import dataclasses
 import difflib
 import hashlib
+import itertools
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -35,6 +36,7 @@ from pipeline.space import Range, RangeError
 from tasks.base import Bounds, Config, seed_for
 
 _RANGED = ("task", "network", "trainer")
+_MAPPINGS = ("sampler", "trainer", "measure", "execution")
 _SECTIONS = ("seed", "trials", "sampler", *_RANGED, "measure", "execution")
 
 
@@ -89,7 +91,8 @@ class SweepConfig:
 
     Attributes:
         tree: as resolved, ranges included; JSON values only.
-        space: dotted path → range, in the order of the file.
+        space: dotted path → range, in alphabetical order: the order of keys in a file must
+            not change the design, or a stored tree read back would be another sweep.
         seed, trials, sampler, measure, execution: the sections of that name.
     """
 
@@ -237,7 +240,7 @@ def check(
             problems.add(str(key), _unknown(str(key), _SECTIONS))
     ranges = problems.ranges({k: tree[k] for k in tree if k in _RANGED})
     for key in ("seed", "trials", "sampler", "measure", "execution"):
-        for path, node in space.walk(tree.get(key) or {}, key):
+        for path, node in space.walk(tree.get(key), key):
             if isinstance(node, Mapping) and node:
                 problems.add(path, "a range may stand in task, network and trainer only")
     for key in ("task", "network"):
@@ -245,22 +248,20 @@ def check(
             problems.add(key, f"missing; name one of {', '.join(catalog.entries(key + 's'))}")
     problems.raise_any()
 
-    sampler = problems.section(Sampler, "sampler", tree.get("sampler") or {})
-    execution = problems.section(Execution, "execution", tree.get("execution") or {})
+    tree = {k: {} if v is None and k in _MAPPINGS else v for k, v in tree.items()}
+    sampler = problems.section(Sampler, "sampler", tree.get("sampler", {}))
+    execution = problems.section(Execution, "execution", tree.get("execution", {}))
     seed = problems.whole(tree, "seed", default=0, low=0, high=2**63 - 1)
+    trainers = []
     for values in _ends(ranges):
         filled = space.fill({k: tree[k] for k in _RANGED if k in tree}, values)
         problems.choice("tasks", "task", filled["task"])
         problems.choice("networks", "network", filled["network"])
-        problems.section(Trainer, "trainer", filled.get("trainer") or {})
+        trainers.append(problems.section(Trainer, "trainer", filled.get("trainer", {})))
     problems.raise_any()
 
     trials = _num_trials(problems, tree, sampler, ranges)
-    trainers = [
-        problems.section(Trainer, "trainer", space.fill(tree.get("trainer") or {}, v, "trainer"))
-        for v in _ends(ranges)
-    ]
-    measure = _measurements(problems, tree.get("measure") or {}, max(t.epochs for t in trainers))
+    measure = _measurements(problems, tree.get("measure", {}), max(t.epochs for t in trainers))
     problems.raise_any()
     resolved = {
         "seed": seed,
@@ -268,7 +269,7 @@ def check(
         "sampler": dataclasses.asdict(sampler),
         "task": dict(tree["task"]),
         "network": dict(tree["network"]),
-        "trainer": dict(tree.get("trainer") or {}),
+        "trainer": dict(tree.get("trainer", {})),
         "measure": {c.name: _plain(dataclasses.asdict(c.config)) for c in measure},
         "execution": dataclasses.asdict(execution),
     }
@@ -286,6 +287,7 @@ def _num_trials(
             size *= len(one.grid())
         except RangeError as error:
             problems.add(path, str(error))
+    problems.raise_any()
     trials = problems.whole(tree, "trials", default=size, low=1, high=10_000_000)
     if trials > size:
         problems.add("trials", f"the grid has {size} points, got {trials}; leave `trials` out")
@@ -299,7 +301,9 @@ def _measurements(problems: "_Problems", tree: Any, epochs: int) -> tuple[Choice
     choices = []
     for name, settings in tree.items():
         path = f"measure.{name}"
-        choice = problems.choice("diagnostics", path, {"name": name, **(settings or {})}, name)
+        choice = problems.named(
+            "diagnostics", path, str(name), {} if settings is None else settings
+        )
         at = getattr(choice.config, "at", None) if choice is not None else None
         if at is not None and max(at, default=0) > epochs:
             problems.add(f"{path}.at", f"epoch {max(at)} is after the last epoch, {epochs}")
@@ -308,12 +312,18 @@ def _measurements(problems: "_Problems", tree: Any, epochs: int) -> tuple[Choice
 
 
 def _ends(ranges: Mapping[str, Range]) -> Iterable[dict[str, Any]]:
-    """First ends everywhere, then each other end of each range with the rest at their first."""
+    """First ends everywhere, then all ends of each range and of each pair of ranges.
+
+    Pairs, because two settings may each be valid and yet refuse each other.
+    """
     first = {path: r.ends()[0] for path, r in ranges.items()}
     yield first
     for path, r in ranges.items():
         for end in r.ends()[1:]:
             yield {**first, path: end}
+    for (path, r), (other, s) in itertools.combinations(ranges.items(), 2):
+        for end, other_end in itertools.product(r.ends()[1:], s.ends()[1:]):
+            yield {**first, path: end, other: other_end}
 
 
 class _Problems:
@@ -346,12 +356,13 @@ class _Problems:
                 if path.endswith(".name") or "." not in path:
                     self.add(path, "this must be one value; run one sweep for each")
                 found[path] = parsed
-        return found
+        return dict(sorted(found.items()))
 
     def whole(
         self, tree: Mapping[str, Any], key: str, *, default: int | None, low: int, high: int
     ) -> int:
-        value = tree.get(key, default)
+        value = tree.get(key)
+        value = default if value is None else value
         if value is None:
             self.add(key, "missing; how many trials to run, e.g. 64")
         elif isinstance(value, bool) or not isinstance(value, int):
@@ -362,7 +373,7 @@ class _Problems:
             return value
         return low
 
-    def choice(self, kind: str, path: str, tree: Any, name: str | None = None) -> Any:
+    def choice(self, kind: str, path: str, tree: Any) -> Any:
         """A plug-in by name with its settings, or None where that failed."""
         if not isinstance(tree, Mapping):
             self.add(path, f"must be a mapping with a `name`, got {tree!r}")
@@ -372,14 +383,20 @@ class _Problems:
             known = ", ".join(catalog.entries(kind))
             self.add(f"{path}.name", f"missing; name one of {known}")
             return None
-        try:
-            loaded = catalog.load(kind, found)
-        except catalog.UnknownNameError as error:
-            self.add(path if name else f"{path}.name", str(error))
-            return None
         settings = {k: v for k, v in tree.items() if k != "name"}
+        return self.named(kind, path, found, settings, f"{path}.name")
+
+    def named(
+        self, kind: str, path: str, name: str, settings: Any, name_path: str | None = None
+    ) -> Any:
+        """A plug-in with its settings, or None where that failed; `name_path` has its name."""
+        try:
+            loaded = catalog.load(kind, name)
+        except catalog.UnknownNameError as error:
+            self.add(name_path or path, str(error))
+            return None
         config = self.section(loaded.Config, path, settings)
-        return None if config is None else Choice(found, config)
+        return None if config is None else Choice(name, config)
 
     def section(self, config_type: type[Any], path: str, tree: Any) -> Any:
         """A Config from a mapping, or None where that failed."""
@@ -393,17 +410,29 @@ class _Problems:
             self.add(path, f"holds a value that is not a plain finite one ({error})")
             return None
         try:
-            return TypeAdapter(config_type).validate_json(text)
+            return _adapter(config_type).validate_json(text)  # type: ignore[arg-type]
         except ValidationError as error:
             for fault in error.errors(include_url=False):
-                names = [str(part) for part in fault["loc"] if not _is_type_tag(part)]
+                *parts, last = [str(part) for part in fault["loc"]] or [""]
+                names = [part for part in parts if not _is_type_tag(part)]
+                if last and (_is_unknown(fault) or not _is_type_tag(last)):
+                    names.append(last)
                 where = ".".join([path, *names])
                 self.add(where, _explain(fault, config_type))
             return None
 
 
-def _is_type_tag(part: Any) -> bool:
-    return isinstance(part, str) and not part.isidentifier()
+@cache
+def _adapter(config_type: type[Any]) -> TypeAdapter[Any]:
+    return TypeAdapter(config_type)
+
+
+def _is_type_tag(part: str) -> bool:
+    return not (part.isidentifier() or part.isdigit())
+
+
+def _is_unknown(fault: Any) -> bool:
+    return bool(fault["type"] == "unexpected_keyword_argument")
 
 
 def _explain(fault: Any, config_type: type[Any]) -> str:

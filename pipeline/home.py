@@ -74,6 +74,17 @@ class Home:
         """Where trial `number` waits."""
         return self.spool / f"trial-{number:05d}.parquet"
 
+    def is_locked(self) -> bool:
+        """True while a driver on this machine runs the sweep."""
+        try:
+            with (self.folder / "lock").open("r") as handle:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except FileNotFoundError:
+            return False
+        except OSError:
+            return True
+        return False
+
     @contextmanager
     def lock(self) -> Iterator[None]:
         """One driver a sweep. Raises LockedError naming the one that runs.

@@ -7,10 +7,12 @@ writing them again changes nothing (MLflow keeps one value per key, step, time a
 MLflow is the browser and the archive; the numbers themselves are in the Parquet artifacts.
 """
 
+import contextlib
 import hashlib
 import json
 import math
 import os
+import secrets
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -38,6 +40,7 @@ from pipeline.store import (
     NameInUseError,
     NoSuchSweepError,
     StoreError,
+    StoreFullError,
     SweepInfo,
     TrialStart,
 )
@@ -74,7 +77,10 @@ def _guarded(method: Callable[_P, _T]) -> Callable[_P, _T]:
         ) as error:
             store = args[0]
             uri = store.uri if isinstance(store, MlflowStore) else ""
-            raise StoreError(f"MLflow store {_hide_password(uri)}: {_brief(error)}") from error
+            brief = _brief(error)
+            is_full = "is full" in brief or "No space left" in brief
+            kind = StoreFullError if is_full else StoreError
+            raise kind(f"MLflow store {_hide_password(uri)}: {brief}") from error
 
     inner.__name__, inner.__doc__ = method.__name__, method.__doc__
     return inner
@@ -101,6 +107,8 @@ class MlflowStore:
                 raise StoreError(f"{database.parent}: no such folder, for the store {self.uri}")
             if not os.access(database if database.exists() else database.parent, os.W_OK):
                 raise StoreError(f"{database}: cannot be written")
+            if not database.exists():
+                _create_database(database)
         self._connect().search_experiments(max_results=1)
 
     @_guarded
@@ -145,7 +153,7 @@ class MlflowStore:
     @_guarded
     def sweep(self, name: str) -> SweepInfo:
         """Reads sweep.json of the parent run."""
-        parent = self._parent(name)
+        parent = self._parent(name) if self._exists() else None
         if parent is None:
             names = [info.name for info in self.sweeps()]
             raise NoSuchSweepError(
@@ -169,6 +177,8 @@ class MlflowStore:
     @_guarded
     def sweeps(self) -> list[SweepInfo]:
         """Every experiment with a parent run of ours."""
+        if not self._exists():
+            return []
         client = self._connect()
         found = []
         token = None
@@ -293,6 +303,11 @@ class MlflowStore:
             client.log_artifacts(parent, str(path), folder)
         else:
             client.log_artifact(parent, str(path), folder)
+
+    def _exists(self) -> bool:
+        """False for a SQLite file not there yet, which merely looking must not create."""
+        database = _sqlite_path(self.uri)
+        return database is None or database.exists()
 
     def _connect(self) -> MlflowClient:
         if self._client is None:
@@ -446,6 +461,24 @@ def _metrics(record: TrialRecord) -> list[Metric]:
         found.append(Metric("cost.train_seconds", training, header.end_ms, 0))
     found.append(Metric("diverged", float(header.state == "diverged"), header.end_ms, 0))
     return found
+
+
+def _create_database(database: Path) -> None:
+    """Makes MLflow's tables under another name first.
+
+    Its migrations are no transaction: a driver killed, or a disk full, among them would leave
+    a file that MLflow refuses for ever.
+    """
+    # A name never used before: MLflow keeps its connection to each file it has seen.
+    temporary = database.with_name(f"{database.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        MlflowClient(f"sqlite:///{temporary}").search_experiments(max_results=1)
+        with contextlib.suppress(FileExistsError):
+            # Unlike a rename, a link never replaces what another process made meanwhile.
+            os.link(temporary, database)
+    finally:
+        for left in database.parent.glob(f"{temporary.name}*"):
+            left.unlink()
 
 
 def _sqlite_path(uri: str) -> Path | None:

@@ -94,8 +94,8 @@ class Optimiser:
         A member whose gradient is not finite dies before the update: its parameters and
         moments stay at their last finite values, as do those of members dead before.
         """
-        norm_N = torch.stack([g.flatten(1).double().square().sum(1) for g in gradients]).sum(0)
-        norm_N = norm_N.sqrt()
+        norm_N = torch.stack([g.reshape(len(g), -1).double().square().sum(1) for g in gradients])
+        norm_N = norm_N.sum(0).sqrt()
         alive_N = alive_N & torch.isfinite(norm_N)
         gradients = list(gradients)
         if self._clips:

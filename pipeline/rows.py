@@ -1,5 +1,6 @@
 """One measured quantity of one trial at one epoch, as plain numbers: what workers hand back."""
 
+import json
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,3 +44,14 @@ class Row:
             raise ValueError(
                 f"{self.quantity}: {len(self.axes)} axis names for {np.ndim(self.values)} axes"
             )
+        for name in ("error", "marks"):
+            other = getattr(self, name)
+            if other is not None and np.shape(other) != np.shape(self.values):
+                raise ValueError(
+                    f"{self.quantity}: {name} must have the shape of the values, "
+                    f"{np.shape(self.values)}, got {np.shape(other)}"
+                )
+        try:
+            json.dumps(self.details)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{self.quantity}: details must be JSON values ({error})") from error

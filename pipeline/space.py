@@ -65,7 +65,8 @@ class Range:
             return self.choices
         if self.is_whole:
             return int(self.low), int(self.high)
-        return self.low, self.high
+        # As floats: ends written without a point must not pass where only whole numbers may.
+        return float(self.low), float(self.high)
 
     def grid(self) -> tuple[Any, ...]:
         """The points a grid takes. Raises RangeError for a real range without `num`."""
@@ -86,7 +87,7 @@ class Range:
             points = [self.low + s * (self.high - self.low) for s in steps]
         if self.is_whole:
             return tuple(dict.fromkeys(round(p) for p in points))
-        return tuple(points)
+        return tuple(float(p) for p in points)
 
     def __str__(self) -> str:
         if self.kind == "choice":

@@ -22,6 +22,10 @@ class StoreError(RuntimeError):
     """The store cannot be reached, written or trusted."""
 
 
+class StoreFullError(StoreError):
+    """There is no space left under the store: trying again does not help."""
+
+
 class NoSuchSweepError(StoreError):
     """No sweep of this name in this store; the message lists those there are."""
 
@@ -127,10 +131,14 @@ def check_name(name: str) -> str:
 def store_uri(uri: str | None = None) -> str:
     """`uri`, else LYAPSWEEP_STORE, else MLFLOW_TRACKING_URI, else `sqlite:///mlflow.db`.
 
-    The last, in the working directory, is what a bare `mlflow ui` there opens.
+    The last, in the working directory, is what a bare `mlflow ui` there opens. Paths are made
+    absolute: MLflow keeps one connection a URI, wherever the working directory goes.
     """
     uri = uri or os.environ.get("LYAPSWEEP_STORE") or os.environ.get("MLFLOW_TRACKING_URI")
-    return uri or DEFAULT_URI
+    uri = uri or DEFAULT_URI
+    if uri.startswith("sqlite:///"):
+        return f"sqlite:///{Path(uri.removeprefix('sqlite:///')).absolute()}"
+    return uri
 
 
 def open_store(uri: str | None = None) -> Store:

@@ -39,7 +39,7 @@ from pipeline.home import Home
 from pipeline.plan import Cohort, TrialSpec, plan
 from pipeline.records import TrialHeader, TrialRecord
 from pipeline.rows import Row
-from pipeline.store import Store, StoreError, SweepInfo, TrialStart
+from pipeline.store import Store, StoreError, StoreFullError, SweepInfo, TrialStart
 from pipeline.train import build, diagnostics_of
 
 _RETRY_SECONDS = (0.5, 1, 2, 4, 8, 15, 30)
@@ -414,10 +414,13 @@ class Driver:
             path = self._waiting[0]
             try:
                 self._publish(path)
+            except StoreFullError as error:
+                self.progress.last = str(error)
+                raise self._waiting_error() from error
             except StoreError as error:
                 delay = _RETRY_SECONDS[min(self._retries, len(_RETRY_SECONDS) - 1)]
                 self._retry_at, self._retries = time.monotonic() + delay, self._retries + 1
-                self.progress.last = f"{error}; {len(self._waiting)} trials wait on disk"
+                self.progress.last = str(error)
                 logging.getLogger("lyapsweep").warning("%s", error)
                 return
             self._waiting.popleft()
@@ -459,9 +462,12 @@ class Driver:
                 return
             self._listen(self.progress)
             time.sleep(max(0.0, self._retry_at - time.monotonic()))
-        raise SweepError(
-            f"{self.progress.last}; they are safe in {self.home.spool} and "
-            f"`lyapsweep resume {self.info.name}` publishes them"
+        raise self._waiting_error()
+
+    def _waiting_error(self) -> SweepError:
+        return SweepError(
+            f"{self.progress.last}; {len(self._waiting)} finished trials are safe in "
+            f"{self.home.spool} and `lyapsweep resume {self.info.name}` publishes them"
         )
 
     def _specs_of(self, record: TrialRecord) -> None:

@@ -145,6 +145,9 @@ def train(cohort: Cohort, task: Task | None = None) -> Iterator[Rung]:
         val_loss_N = recorder.evaluate("validation", "val")
         is_last = epoch == num_epochs or not bool(population.alive_N.any())
         if is_last:
+            # Members dead by now have no test rows: alone, this rung might have been their
+            # last, in company it is not, and company must not show in a trial's records.
+            recorder.forget_the_dead()
             recorder.evaluate("test", "test")
         for choice, diagnostic in zip(cohort.measure, diagnostics, strict=True):
             at = diagnostic.config.at
@@ -224,6 +227,10 @@ class _Recorder:
         self.rows: dict[int, list[Row]] = {number: [] for number in population.numbers}
         self._was_alive = population.alive_N.clone()
 
+    def forget_the_dead(self) -> None:
+        """No more rows for members that have diverged by now."""
+        self._was_alive = self.population.alive_N.clone()
+
     def add(
         self,
         quantity: str,
@@ -244,7 +251,7 @@ class _Recorder:
             self.rows[number].append(
                 Row(
                     epoch=self.epoch,
-                    update=self.population.update,
+                    update=self.population.diverged_at.get(number, self.population.update),
                     quantity=quantity,
                     values=np.array(value),
                     unit=unit,

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Picture
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from analysis.frame import SweepFrame
 
@@ -20,7 +20,7 @@ Section = Literal["design", "spectra", "evolution", "correlations", "curves"]
 OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 INK = "#1b1f24"
 DPI = 192  # twice the screen's 96: sharp on dense displays
-STYLE: dict[str, Any] = {
+STYLE: Any = {
     "font.size": 10.5,
     "font.family": "DejaVu Sans",
     "axes.titlesize": 11,
@@ -94,10 +94,16 @@ def widen_scale(ax: Axes, which: Literal["x", "y"], values: pd.Series, factor: f
         return
     axis = ax.xaxis if which == "x" else ax.yaxis
     (ax.set_xscale if which == "x" else ax.set_yscale)("log")
-    few = finite.max() < 30 * finite.min()
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if few else (1,)))
+    ratio = finite.max() / finite.min()
+    subs = (1, 1.5, 2, 3, 4, 5, 7) if ratio < 8 else (1, 2, 5) if ratio < 100 else (1,)
+    axis.set_major_locator(LogLocator(subs=subs))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_formatter(NullFormatter())
+
+
+def whole_epochs(ax: Axes) -> None:
+    """Ticks of an epoch axis at whole numbers."""
+    ax.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True))
 
 
 def when(epoch: int) -> str:

@@ -27,11 +27,16 @@ def loss_colours(target: pd.Series) -> ScalarMappable:
     return ScalarMappable(norm, ListedColormap(shortened))
 
 
+def colour_of(target: float, colours: ScalarMappable) -> tuple[float, ...]:
+    """One trial's colour."""
+    return tuple(colours.to_rgba(np.array([target]))[0])
+
+
 def add_loss_bar(picture: Picture, colours: ScalarMappable, axes: list[Axes], unit: str) -> None:
     """The scale beside the axes, pointed at both ends since colours saturate there."""
     bar = picture.colorbar(colours, ax=axes, extend="both", pad=0.015, aspect=28)
     bar.set_label(f"final validation loss [{unit}]")
-    bar.outline.set_visible(False)  # type: ignore[operator]
+    bar.outline.set_visible(False)
 
 
 def some_trials(target: pd.Series) -> pd.Index:

@@ -1,4 +1,4 @@
-"""Correlation with the final loss by epoch: plain, settings held fixed, loss seen held fixed too."""
+"""Correlation with the final loss by epoch: plain, then settings and the loss seen held fixed."""
 
 from typing import ClassVar
 
@@ -8,7 +8,7 @@ from matplotlib.figure import Figure as Picture
 
 from analysis import features as ft
 from analysis.correlations import correlations
-from analysis.figures.base import INK, OKABE_ITO, Figure, Section, new_picture
+from analysis.figures.base import INK, OKABE_ITO, Figure, Section, new_picture, whole_epochs
 from analysis.frame import SweepFrame
 
 _PANELS = {
@@ -83,7 +83,7 @@ class CorrelationByEpoch(Figure):
             ax.set_title(words)
             ax.set_xlabel("epoch")
             ax.set_ylim(-1.02, 1.02)
-            ax.xaxis.get_major_locator().set_params(integer=True)
+            whole_epochs(ax)
         axes[0].set_ylabel("rank correlation with final loss")
         handles, labels = axes[0].get_legend_handles_labels()
         picture.legend(handles, labels, loc="outside lower center", ncols=3)

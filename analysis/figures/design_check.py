@@ -14,6 +14,7 @@ from matplotlib.figure import Figure as Picture
 from analysis.correlations import design
 from analysis.figures.base import Figure, Section, new_picture, when
 from analysis.frame import SweepFrame
+from analysis.words import number
 
 
 class DesignCheck(Figure):
@@ -76,4 +77,4 @@ class DesignCheck(Figure):
 
 
 def _words(value: float) -> str:
-    return f"{value:.2f}".replace("-", "−") if np.isfinite(value) else ""
+    return number(value) if np.isfinite(value) else ""

@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.figure import Figure as Picture
 
 from analysis import features as ft
-from analysis.figures.base import OKABE_ITO, Figure, Section, new_picture
+from analysis.figures.base import OKABE_ITO, Figure, Section, new_picture, whole_epochs
 from analysis.frame import SweepFrame
 
 _THIRDS = ("best third", "middle third", "worst third")
@@ -73,7 +73,7 @@ class Evolution(Figure):
                 ax.fill_between(line["epoch"], line["low"], line["high"], color=colour, alpha=0.15)
                 ax.plot(line["epoch"], line["median"], color=colour, marker=marker, label=group)
             ax.set_ylabel(part["label"].iloc[0].replace(" [", "\n["))
-            ax.xaxis.get_major_locator().set_params(integer=True)
+            whole_epochs(ax)
         for ax in axes[-1][: len(names) - columns * (rows - 1)]:
             ax.set_xlabel("epoch")
         handles, labels = axes[0][0].get_legend_handles_labels()

@@ -12,8 +12,16 @@ from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure as Picture
 
 from analysis import features as ft
-from analysis.correlations import design
-from analysis.figures.base import OKABE_ITO, Figure, Section, new_picture, spread_out, when, widen_scale
+from analysis.correlations import design, strongest
+from analysis.figures.base import (
+    OKABE_ITO,
+    Figure,
+    Section,
+    new_picture,
+    spread_out,
+    when,
+    widen_scale,
+)
 from analysis.frame import SweepFrame
 from analysis.statistics import MIN_TRIALS
 
@@ -97,7 +105,7 @@ class FeatureAgainstLoss(Figure):
         if colours is not None:
             bar = picture.colorbar(colours, ax=axes, pad=0.015, aspect=40)
             bar.set_label(table["setting"].iloc[0])
-            bar.outline.set_visible(False)  # type: ignore[operator]
+            bar.outline.set_visible(False)
         return picture
 
 
@@ -109,7 +117,7 @@ def _setting(frame: SweepFrame, feature: str) -> str | None:
     table = table[(table["row"] == feature) & (table["measure"] == "spearman")].dropna(
         subset=["value"]
     )
-    return None if table.empty else str(table.loc[table["value"].abs().idxmax(), "setting"])
+    return None if table.empty else str(strongest(table, "value")["setting"])
 
 
 def _colours(values: pd.Series) -> ScalarMappable | None:

@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure as Picture
 
-from analysis.figures.base import OKABE_ITO, Figure, Section, new_picture, widen_scale
-from analysis.figures.colours import add_loss_bar, loss_colours, some_trials
+from analysis.figures.base import OKABE_ITO, Figure, Section, new_picture, whole_epochs, widen_scale
+from analysis.figures.colours import add_loss_bar, colour_of, loss_colours, some_trials
 from analysis.frame import SweepFrame
 
 
@@ -50,7 +50,7 @@ class LearningCurves(Figure):
             target = float(line["target"].iloc[0])
             if np.isfinite(target):
                 ax.plot(
-                    line["epoch"], line["value"], color=colours.to_rgba(target), alpha=opacity
+                    line["epoch"], line["value"], color=colour_of(target, colours), alpha=opacity
                 )
             else:
                 ax.plot(line["epoch"], line["value"], color=OKABE_ITO[1], ls=(0, (3, 2)), lw=1.2)
@@ -59,7 +59,7 @@ class LearningCurves(Figure):
         unit = table["unit"].iloc[0]
         ax.set_xlabel("epoch")
         ax.set_ylabel(f"validation loss [{unit}]")
-        ax.xaxis.get_major_locator().set_params(integer=True)
+        whole_epochs(ax)
         if table["target"].notna().any():
             add_loss_bar(picture, colours, [ax], unit)
         return picture

@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.figure import Figure as Picture
 
 from analysis.figures.base import Figure, Section, new_picture, spread_out, when
-from analysis.figures.colours import DIVERGED, add_loss_bar, loss_colours, some_trials
+from analysis.figures.colours import DIVERGED, add_loss_bar, colour_of, loss_colours, some_trials
 from analysis.frame import SweepFrame
 
 _MAX_EPOCHS = 4
@@ -82,7 +82,7 @@ class Spectra(Figure):
                 ax.plot(
                     line["position"],
                     line["value"].where(np.isfinite(line["value"])),
-                    color=colours.to_rgba(target) if is_known else DIVERGED,
+                    color=colour_of(target, colours) if is_known else DIVERGED,
                     linestyle="-" if is_known else (0, (3, 2)),
                     linewidth=1.1,
                     alpha=opacity,

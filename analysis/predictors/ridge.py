@@ -7,6 +7,7 @@ for the closed form of leave-one-out).
 
 import math
 from dataclasses import dataclass
+from itertools import combinations
 from typing import ClassVar, Literal, Self
 
 import numpy as np
@@ -23,6 +24,7 @@ from analysis.predictors.base import (
 
 Group = Literal["settings", "loss", "spectrum"]
 
+_SETTING = "settings/"
 _PENALTIES = np.logspace(-3, 4, 22)
 
 
@@ -44,15 +46,18 @@ class Ridge(Predictor):
     def fit(self, view: EarlyView, target: pd.Series) -> Self:
         """Standardises on these trials, then takes the penalty of least leave-one-out error."""
         base = self._base(view).reindex(target.index)
+        values = base.to_numpy(float)
         # The median stands in for a missing number; it is this fit's, also when predicting.
-        self._median, self._centre = base.median(), base.mean()
-        self._width = base.std(ddof=0).where(lambda sd: sd > 1e-12, 1.0)
-        self._is_binary = {name: base[name].nunique() <= 2 for name in base}
-        X = self._expand(base)
-        self._mean, self._scale = X.mean(), X.std(ddof=0)
-        self._used = [c for c in X if self._scale[c] > 1e-9]
-        if len(target) < 5 or not self._used:
-            raise CannotPredictError(f"{len(target)} trials and {len(self._used)} varying terms")
+        self._names = [str(name) for name in base]
+        self._median = base.median().to_numpy(float)
+        self._centre, width = base.mean().to_numpy(float), base.std(ddof=0).to_numpy(float)
+        self._width = np.where(width > 1e-12, width, 1.0)
+        self._is_binary = (base.nunique() <= 2).to_numpy(bool)
+        self._terms, X = self._expand(values)
+        self._mean, self._scale = X.mean(axis=0), X.std(axis=0)
+        self._used = self._scale > 1e-9
+        if len(target) < 5 or not self._used.any():
+            raise CannotPredictError(f"{len(target)} trials and {self._used.sum()} varying terms")
         y = target.to_numpy(float)
         self._offset = float(y.mean())
         U, s, Vt = np.linalg.svd(self._standard(X), full_matrices=False)
@@ -61,26 +66,30 @@ class Ridge(Predictor):
 
     def predict(self, view: EarlyView, trials: pd.Index) -> Prediction:
         """The regression, with the leave-one-out error's standard deviation for all."""
-        X = self._expand(self._base(view).reindex(trials))
+        _, X = self._expand(self._base(view).reindex(trials).to_numpy(float))
         mean = self._offset + self._standard(X) @ self._weights
         return Prediction(pd.Series(mean, index=trials), pd.Series(self._sd, index=trials))
 
     def explain(self) -> pd.DataFrame:
         """Terms by the size of their weight."""
-        table = pd.DataFrame({"term": self._used, "weight": self._weights})
+        table = pd.DataFrame(
+            {
+                "term": [t for t, used in zip(self._terms, self._used, strict=True) if used],
+                "weight": self._weights,
+            }
+        )
         return table.sort_values("weight", key=abs, ascending=False, ignore_index=True)
 
-    def _standard(self, X: pd.DataFrame) -> np.ndarray:
+    def _standard(self, X: np.ndarray) -> np.ndarray:
         # Beyond four standard deviations a cube would run away with the prediction.
-        standard = ((X - self._mean) / self._scale)[self._used].to_numpy(float)
-        clipped: np.ndarray = np.clip(standard, -4, 4)
-        return clipped
+        used = self._used
+        return np.clip((X[:, used] - self._mean[used]) / self._scale[used], -4, 4)
 
     def _base(self, view: EarlyView) -> pd.DataFrame:
         """The columns of the chosen groups as measured, not yet raised to powers."""
         table, parts = ft.features(view), []
         if "settings" in self.config.groups:
-            parts.append(ft.hyperparameters(view).add_prefix("settings/"))
+            parts.append(ft.hyperparameters(view).add_prefix(_SETTING))
         if "loss" in self.config.groups:
             names = [n for n in (ft.LOSS_SEEN, "loss.train") if n in table]
             logged = pd.DataFrame({n: ft.log_if_positive(table[n]) for n in names})
@@ -95,21 +104,20 @@ class Ridge(Predictor):
             raise CannotPredictError(f"none of {', '.join(self.config.groups)} is known")
         return base
 
-    def _expand(self, base: pd.DataFrame) -> pd.DataFrame:
-        """Powers and products on the fit's own scale, missing numbers at its median."""
-        z = (base.fillna(self._median) - self._centre) / self._width
-        columns: dict[str, pd.Series] = {}
-        settings = [n for n in map(str, z) if n.startswith("settings/")]
-        for name in map(str, z):
-            degree = 3 if name == ft.LOSS_SEEN else 2 if name in settings else 1
-            for power in range(1, 1 + (1 if self._is_binary[name] else degree)):
-                term = name.removeprefix("settings/")
-                columns[term if power == 1 else f"{term}^{power}"] = z[name] ** power
-        for i, a in enumerate(settings):
-            for b in settings[i + 1 :]:
-                term = f"{a} × {b}".replace("settings/", "")
-                columns[term] = z[a] * z[b]
-        return pd.DataFrame(columns, index=base.index)
+    def _expand(self, values: np.ndarray) -> tuple[list[str], np.ndarray]:
+        """Terms and their columns: powers and products on the fit's own scale."""
+        z = (np.where(np.isfinite(values), values, self._median) - self._centre) / self._width
+        terms, columns = [], []
+        is_setting = [name.startswith(_SETTING) for name in self._names]
+        for i, name in enumerate(self._names):
+            degree = 3 if name == ft.LOSS_SEEN else 2 if is_setting[i] else 1
+            for power in range(1, 1 + (1 if self._is_binary[i] else degree)):
+                terms.append(name if power == 1 else f"{name}^{power}")
+                columns.append(z[:, i] ** power)
+        for i, j in combinations(np.flatnonzero(is_setting), 2):
+            terms.append(f"{self._names[i]} × {self._names[j]}")
+            columns.append(z[:, i] * z[:, j])
+        return [term.replace(_SETTING, "") for term in terms], np.stack(columns, axis=1)
 
 
 def _best(

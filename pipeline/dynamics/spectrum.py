@@ -55,7 +55,7 @@ class Spectrum:
         state: "full", "hidden" or what the orbit calls it. loop: "open", driven by inputs.
         dtype: precision of the tangents; logs are float64 always.
         self_check: name → (…,) error. `autodiff`: relative difference between the tangent used
-            and forward-mode differentiation at one step. `sum_rule`: |Σλ − ⟨log|det J|⟩| per
+            and automatic differentiation at one step. `sum_rule`: |Σλ − ⟨log|det J|⟩| per
             step and dimension, where K = D and the determinant is known.
         self_check_passed: (…,) bool; True where there was nothing to check.
     """

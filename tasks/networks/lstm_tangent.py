@@ -115,7 +115,11 @@ class LSTMStep:
         return self(identity.expand(N, B, D, D))
 
     def autodiff(self, q_NBD: Tensor) -> Tensor:
-        """J q by forward-mode differentiation of the step itself, the reference for `__call__`."""
+        """J q by differentiating the step itself twice, the reference for `__call__`.
+
+        Jᵀu is linear in u, and its derivative by u applied to q is J q. Forward mode would say it
+        in one line, but costs a second of compilation in every process that uses it.
+        """
         H = self.layers[0].U.shape[-1]
         blocks = q_NBD.chunk(q_NBD.shape[-1] // H, dim=-1)
         per_layer = 2 if self.state == "full" else 1
@@ -135,7 +139,12 @@ class LSTMStep:
                 after += [h_below, c] if self.state == "full" else [h_below]
             return torch.cat(after, dim=-1)
 
-        moved: Tensor = torch.func.jvp(step, primals, tuple(tangents))[1]
+        with torch.enable_grad():
+            varied = [primal.clone().requires_grad_() for primal in primals]
+            after = step(*varied)
+            u = torch.zeros_like(after, requires_grad=True)
+            pulled = torch.autograd.grad(after, varied, u, create_graph=True)
+            (moved,) = torch.autograd.grad(pulled, u, tangents)
         return moved
 
     def log_abs_det(self) -> Tensor | None:

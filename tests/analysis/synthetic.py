@@ -12,7 +12,7 @@ from pipeline.folder_store import FolderStore
 from pipeline.records import Row, TrialHeader, TrialRecord
 from pipeline.store import SweepInfo
 
-Effect = Literal["planted", "confounded", "null"]
+Effect = Literal["planted", "confounded", "null", "reversed"]
 Family = Literal["lstm", "mlp"]
 
 EPOCHS = 6
@@ -60,7 +60,9 @@ def sweep(
     name: str = "made-up",
 ) -> list[TrialRecord]:
     """Trials whose final loss depends on a hidden trait that the spectrum shows (planted), on
-    the learning rate, which the spectrum follows (confounded), or on neither (null).
+    the learning rate, which the spectrum follows (confounded), or on neither (null). reversed:
+    the learning rate lowers the loss and lifts the spectrum; at a fixed rate a lifted spectrum
+    goes with a higher loss (Simpson's paradox).
 
     The loss seen early is a noisy version of the final one in each case.
     """
@@ -77,8 +79,18 @@ def sweep(
             "trainer.epochs": EPOCHS,
         }
         trait, rate = rng.normal(), 2 * unit[2] - 1
-        shown = {"planted": trait, "confounded": 1.6 * rate, "null": rng.normal()}[effect]
-        drive = {"planted": 0.5 * trait, "confounded": 0.9 * rate, "null": 0.0}[effect]
+        shown = {
+            "planted": trait,
+            "confounded": 1.6 * rate,
+            "null": rng.normal(),
+            "reversed": 4 * rate + trait,
+        }[effect]
+        drive = {
+            "planted": 0.5 * trait,
+            "confounded": 0.9 * rate,
+            "null": 0.0,
+            "reversed": 4 * rate - 0.6 * trait,
+        }[effect]
         log_loss = 0.5 - 0.25 * drive - 0.1 * unit[1] + 0.06 * rng.normal()
         state = "complete"
         if number >= n - failed:
@@ -178,9 +190,7 @@ def _trial(
     return TrialRecord(header, records.to_table(sweep_name, number, rows))
 
 
-def _spectrum(
-    epoch: int, update: int, shown: float, k: int, rng: np.random.Generator
-) -> list[Row]:
+def _spectrum(epoch: int, update: int, shown: float, k: int, rng: np.random.Generator) -> list[Row]:
     index = np.arange(k) / k
     top = -0.3 + 0.08 * shown + 0.02 * rng.normal() + 0.02 * epoch
     values = top - (1.5 + 0.1 * rng.normal()) * index - 0.5 * index**2
