@@ -50,7 +50,7 @@ demo: $(READY) ## train a small sweep of LSTMs on text and write its report, in 
 	$(BIN)/lyapsweep sweep conf/demo.yaml --name "$$name" && \
 	$(BIN)/lyapsweep report "$$name" --out "reports/$$name" && \
 	echo && \
-	echo "The report:            $(CURDIR)/reports/$$name" && \
+	echo "The report:            $(CURDIR)/reports/$$name/index.html" && \
 	echo "All trials in MLflow:  $(BIN)/lyapsweep ui"
 
 test: $(READY) ## run the tests, except the slow proofs

@@ -192,7 +192,7 @@ def _line(
     name: str,
 ) -> dict[str, object]:
     seed = zlib.crc32(f"{epoch}/{name}".encode())
-    B = max(500, min(NUM_RESAMPLES, 5_000_000 // max(1, len(y))))
+    B = min(NUM_RESAMPLES, max(500, 1_000_000 // max(1, len(y))))
     rank = correlation(x, y, "spearman", num_resamples=B, seed=seed)
     linear = correlation(x, y, "pearson", num_resamples=B, seed=seed)
     n = int((np.isfinite(x) & np.isfinite(y)).sum())
@@ -235,21 +235,28 @@ def _stratify(
     for name, column in settings.items():
         by = column.to_numpy(float)
         strata = within_strata(x, y, by, marginal)
-        tie = correlation(x, by, "spearman", num_resamples=1).value
-        found.append((strata.reverses, abs(tie) if np.isfinite(tie) else -1.0, str(name), strata))
+        tie = _tie(x, by)
+        found.append((strata.reverses, tie, str(name), strata))
     if not found:
         return "", Strata(0, 0, 0, not_computable("no setting was sampled", 0), False)
     _, _, name, strata = max(found, key=lambda f: f[:2])
     return name, strata
 
 
+def _tie(x: np.ndarray, y: np.ndarray) -> float:
+    keep = np.isfinite(x) & np.isfinite(y)
+    if keep.sum() < 2 or np.ptp(x[keep]) == 0 or np.ptp(y[keep]) == 0:
+        return -1.0
+    return abs(float(stats.spearmanr(x[keep], y[keep]).statistic))
+
+
 def _pair(epoch: int, row: str, x: np.ndarray, setting: pd.Series, name: str) -> dict[str, object]:
     if ft.is_number(setting):
         y = setting.to_numpy(float)
-        estimate = correlation(x, y, "spearman", num_resamples=500)
+        estimate = correlation(x, y, "spearman", num_resamples=0)
         measure = "spearman"
     else:
-        estimate = correlation_ratio(x, setting.astype(str).to_numpy(dtype=str))
+        estimate = correlation_ratio(x, setting.map(str).to_numpy(dtype=str))
         measure = "eta"
     label = ft.FEATURES[row].label if row in ft.FEATURES else row
     return {

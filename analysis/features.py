@@ -6,7 +6,6 @@ map) is NaN as well: such exponents are never averaged silently.
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
@@ -15,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.frame import EarlyView, SweepFrame
+from pipeline.dynamics import derived
 
 Group = Literal["spectrum", "ftle", "norms", "loss"]
 
@@ -152,7 +152,7 @@ def hyperparameters(view: EarlyView) -> pd.DataFrame:
             is_wide = values.min() > 0 and values.max() > _LOG_FROM * values.min()
             columns[name] = np.log(values) if is_wide else values
         else:
-            words = column.astype(str)
+            words = column.map(str)
             for word in sorted(words.unique())[1:]:
                 columns[f"{name}={word}"] = (words == word).to_numpy(float)
     return pd.DataFrame(columns, index=view.trials)
@@ -171,19 +171,25 @@ def is_number(column: pd.Series) -> bool:
 
 def _of_spectra(view: EarlyView) -> dict[str, dict[int, float]]:
     """What the records do not hold as scalars, from each trial's ordered exponents."""
-    spectra = {t: np.sort(s)[::-1] for t, s in view.arrays("lyapunov.spectrum").items() if s.size}
-    kernels: dict[str, Callable[[np.ndarray], float]] = {
-        "lyapunov.max": lambda s: float(s[0]),
-        "lyapunov.mean": lambda s: float(s.mean()),
-        "lyapunov.std": _spread,
-        "lyapunov.top_mean": lambda s: float(s[: math.ceil(_TOP_SHARE * len(s))].mean()),
-        "lyapunov.gap": lambda s: float(s[0] - s[1]) if len(s) > 1 else math.nan,
-    }
-    return {name: {t: kernel(s) for t, s in spectra.items()} for name, kernel in kernels.items()}
-
-
-def _spread(spectrum: np.ndarray) -> float:
-    return float(spectrum.std()) if np.isfinite(spectrum).all() else math.nan
+    by_size: dict[int, list[tuple[int, np.ndarray]]] = {}
+    for trial, spectrum in view.arrays("lyapunov.spectrum").items():
+        if spectrum.size:
+            by_size.setdefault(spectrum.size, []).append((trial, -np.sort(-spectrum)))
+    found: dict[str, dict[int, float]] = {}
+    for size, members in by_size.items():
+        trials, spectra = [t for t, _ in members], np.stack([s for _, s in members])
+        moments = derived.moments(spectra)
+        columns = {
+            "lyapunov.max": spectra[:, 0],
+            "lyapunov.mean": moments["mean"],
+            "lyapunov.std": moments["std"],
+            "lyapunov.top_mean": spectra[:, : math.ceil(_TOP_SHARE * size)].mean(axis=1),
+        }
+        if size > 1:
+            columns["lyapunov.gap"] = derived.gaps(spectra)[:, 0]
+        for name, column in columns.items():
+            found.setdefault(name, {}).update(zip(trials, column.tolist(), strict=True))
+    return found
 
 
 def _of_quantiles(view: EarlyView) -> dict[str, dict[int, float]]:

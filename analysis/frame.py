@@ -280,7 +280,7 @@ def _check_rows(name: str, table: pa.Table) -> None:
 def _params(headers: Iterable[TrialHeader]) -> pd.DataFrame:
     headers = list(headers)
     index = pd.Index([h.trial for h in headers], name="trial")
-    names = list(dict.fromkeys(name for h in headers for name in h.params))
+    names = sorted({name for h in headers for name in h.params})
     columns = {name: [_plain(h.params.get(name)) for h in headers] for name in names}
     return pd.DataFrame(columns, index=index)
 

@@ -9,6 +9,7 @@ import json
 import math
 import os
 import shutil
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -25,7 +26,8 @@ from analysis import words
 from analysis.correlations import correlations, design, divergence, strongest
 from analysis.evaluate import NUM_FOLDS, NUM_REPEATS, compare
 from analysis.figures.base import Figure, when
-from analysis.frame import AnalysisError, SweepFrame
+from analysis.frame import MEASURED_PREFIXES, AnalysisError, SweepFrame
+from analysis.statistics import detectable
 from analysis.verdict import early_epochs, verdict
 from pipeline import catalog
 
@@ -262,21 +264,36 @@ def _range_table(frame: SweepFrame) -> TableView | None:
         if ft.is_number(values):
             seen = f"{words.significant(values.min(), 3)} to {words.significant(values.max(), 3)}"
         else:
-            seen = ", ".join(sorted(values.astype(str).unique()))
+            seen = ", ".join(sorted(values.map(str).unique()))
         rows.append([name, str(frame.ranges.get(name, "–")), seen, str(values.nunique())])
     columns = ("Setting", "Drawn from", "Seen", "Values")
     return _view("What was sampled", columns, rows, (False, False, False, True), file="trials")
 
 
 def _measurement_table(frame: SweepFrame) -> TableView | None:
-    rows = []
+    """Quantities measured under the same conventions share a line."""
     view = frame.early_view(frame.final_epoch)
-    for quantity in sorted(frame.quantities):
+    shared: dict[str, list[str]] = {}
+    for quantity in sorted(q for q in frame.quantities if q.startswith(MEASURED_PREFIXES)):
         details = view.details(quantity)
-        if quantity.startswith(("lyapunov.", "ftle.")) and details:
-            spelled = ", ".join(f"{k} {v}" for k, v in details.items())
-            rows.append([quantity, frame.unit(quantity), spelled])
-    return _view("How exponents were measured", ("Quantity", "Unit", "Conventions"), rows)
+        spelled = ", ".join(f"{k} {v}" for k, v in details.items())
+        shared.setdefault(spelled or "–", []).append(f"{quantity} [{frame.unit(quantity)}]")
+    rows = [[", ".join(quantities), spelled] for spelled, quantities in shared.items()]
+    note = "; ".join(f"{flag}: {count} measurements" for flag, count in _flags(frame).items())
+    return _view(
+        "How exponents were measured",
+        ("Quantities", "Conventions"),
+        rows,
+        note=f"Flagged: {note}." if note else "",
+    )
+
+
+def _flags(frame: SweepFrame) -> dict[str, int]:
+    """How often each flag stands at a measured spectrum or FTLE."""
+    rows = frame.table.select(["quantity", "flags"]).to_pylist()
+    main = {"lyapunov.spectrum", "ftle.quantiles", "ftle.mean"} & frame.quantities
+    counted = Counter(f for r in rows if r["quantity"] in main for f in r["flags"])
+    return dict(counted.most_common())
 
 
 def _cost_table(frame: SweepFrame) -> TableView | None:
@@ -323,9 +340,14 @@ def _design_notes(frame: SweepFrame) -> list[str]:
         for _, row in tied.iterrows()
     ]
     if tied.empty and len(among):
-        notes.append("No two settings go together: the design is sound in this respect.")
+        most, n = strongest(among, "value"), len(frame.target)
+        notes.append(
+            f"No two settings go together detectably; most do {most['row']} and "
+            f"{most['setting']}, {words.number(most['value'], sign=True)} (over {n} trials, less "
+            f"than {words.number(detectable(n))} can go unnoticed)."
+        )
     early = known[known["epoch"].isin(early_epochs(frame))]
-    early = early[early["row"].map(lambda r: r in ft.FEATURES and ft.FEATURES[r].group != "loss")]
+    early = early[early["row"].isin([f.name for f in ft.FEATURES.values() if f.group != "loss"])]
     strong = early[early["value"].abs() >= 0.7]
     for setting, part in strong.groupby("setting", sort=False):
         top = strongest(part, "value")

@@ -3,13 +3,14 @@
 For machines without MLflow, for tests, and for handing a sweep on by copying it.
 """
 
+import errno
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from pipeline import records
 from pipeline.records import TrialRecord
@@ -17,9 +18,27 @@ from pipeline.store import (
     NameInUseError,
     NoSuchSweepError,
     StoreError,
+    StoreFullError,
     SweepInfo,
     TrialStart,
 )
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+
+def _guarded(method: Callable[_P, _T]) -> Callable[_P, _T]:
+    """Turns what the file system raises into a StoreError, which drivers know how to outlive."""
+
+    def inner(*args: _P.args, **kwargs: _P.kwargs) -> _T:
+        try:
+            return method(*args, **kwargs)
+        except OSError as error:
+            kind = StoreFullError if error.errno == errno.ENOSPC else StoreError
+            raise kind(f"{error.filename or args[0]}: {error.strerror or error}") from error
+
+    inner.__name__, inner.__doc__ = method.__name__, method.__doc__
+    return inner
 
 
 class FolderStore:
@@ -39,6 +58,7 @@ class FolderStore:
         except OSError as error:
             raise StoreError(f"{self.root}: cannot be written ({error.strerror})") from error
 
+    @_guarded
     def create_sweep(self, info: SweepInfo) -> None:
         """Creates the sweep's folder."""
         folder = self.root / info.name
@@ -66,30 +86,33 @@ class FolderStore:
         found = [self.sweep(p.parent.name) for p in self.root.glob("*/sweep.json")]
         return sorted(found, key=lambda info: info.created_ms, reverse=True)
 
+    @_guarded
     def set_state(self, name: str, state: str) -> None:
         """Rewrites sweep.json."""
         info = replace(self.sweep(name), state=state)
         _write_json(self.root / name / "sweep.json", asdict(info))
 
+    @_guarded
     def begin_trial(self, name: str, start: TrialStart) -> None:
         """Writes a marker that `publish` removes."""
         _write_json(self._marker(name, start.number), {**asdict(start), "state": "running"})
 
+    @_guarded
     def interrupt_trial(self, name: str, number: int, reason: str) -> None:
         """Rewrites the marker."""
         marker = self._marker(name, number)
-        content = json.loads(marker.read_text()) if marker.exists() else {"number": number}
-        _write_json(marker, {**content, "state": "interrupted", "reason": reason})
+        if marker.exists():
+            content = json.loads(marker.read_text())
+            _write_json(marker, {**content, "state": "interrupted", "reason": reason})
 
+    @_guarded
     def publish(self, name: str, path: Path) -> None:
-        """Copies the file under its final name, then removes the marker."""
+        """Copies weights and file under their final names, then removes the marker."""
         number = records.read(path).header.trial
-        target = self._file(name, number)
-        temporary = target.with_name(f"{target.name}.{os.getpid()}.tmp")
-        shutil.copyfile(path, temporary)
-        _fsync(temporary)
-        os.replace(temporary, target)
-        _fsync(target.parent)
+        target, weights = self._file(name, number), path.with_suffix(".safetensors")
+        if weights.exists():
+            _copy(weights, target.with_suffix(".safetensors"))
+        _copy(path, target)
         self._marker(name, number).unlink(missing_ok=True)
 
     def states(self, name: str) -> dict[int, str]:
@@ -114,6 +137,7 @@ class FolderStore:
         except FileNotFoundError:
             raise KeyError(f"sweep {name!r} has no finished trial {number}") from None
 
+    @_guarded
     def attach(self, name: str, path: Path, folder: str) -> None:
         """Copies into `<root>/<sweep>/<folder>`."""
         target = self.root / name / folder
@@ -128,6 +152,14 @@ class FolderStore:
 
     def _marker(self, name: str, number: int) -> Path:
         return self.root / name / "running" / f"{number:05d}.json"
+
+
+def _copy(source: Path, target: Path) -> None:
+    temporary = target.with_name(f"{target.name}.{os.getpid()}.tmp")
+    shutil.copyfile(source, temporary)
+    _fsync(temporary)
+    os.replace(temporary, target)
+    _fsync(target.parent)
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

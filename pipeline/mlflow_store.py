@@ -25,6 +25,10 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+# A server that is away is tried again by the driver, which must not stand still for the minutes
+# of MLflow's own seven retries.
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
 
 import logging
 
@@ -76,11 +80,14 @@ def _guarded(method: Callable[_P, _T]) -> Callable[_P, _T]:
             OSError,
         ) as error:
             store = args[0]
-            uri = store.uri if isinstance(store, MlflowStore) else ""
+            assert isinstance(store, MlflowStore)
+            # What failed may have happened all the same: look again next time.
+            store.forget()
             brief = _brief(error)
             is_full = "is full" in brief or "No space left" in brief
             kind = StoreFullError if is_full else StoreError
-            raise kind(f"MLflow store {_hide_password(uri)}: {brief}") from error
+            message = _hide_password(store.uri, f"MLflow store {store.uri}: {brief}")
+            raise kind(message) from error
 
     inner.__name__, inner.__doc__ = method.__name__, method.__doc__
     return inner
@@ -98,6 +105,10 @@ class MlflowStore:
         self._parents: dict[str, str] = {}
         self._runs: dict[str, dict[int, str]] = {}
 
+    def forget(self) -> None:
+        """Forgets which runs there are, so that the next call asks the store."""
+        self._experiments, self._parents, self._runs = {}, {}, {}
+
     @_guarded
     def prepare(self) -> None:
         """Creates or upgrades the database: in one process, before any worker exists."""
@@ -105,8 +116,7 @@ class MlflowStore:
         if database is not None:
             if not database.parent.is_dir():
                 raise StoreError(f"{database.parent}: no such folder, for the store {self.uri}")
-            if not os.access(database if database.exists() else database.parent, os.W_OK):
-                raise StoreError(f"{database}: cannot be written")
+            _check_writable(database)
             if not database.exists():
                 _create_database(database)
         self._connect().search_experiments(max_results=1)
@@ -125,12 +135,18 @@ class MlflowStore:
             )
             self._experiments[info.name] = experiment_id
         elif self._parent(info.name) is not None:
-            raise NameInUseError(f"a sweep named {info.name!r} exists already in {self.uri}")
-        elif client.search_runs([experiment_id], max_results=1):
             raise NameInUseError(
-                f"an experiment named {info.name!r} with runs that are not ours exists "
-                f"already in {self.uri}; choose another --name"
+                f"a sweep named {info.name!r} exists already in {_hide_password(self.uri)}"
             )
+        elif f"{_PREFIX}experiment" not in client.get_experiment(experiment_id).tags:
+            raise NameInUseError(
+                f"an experiment named {info.name!r} that is not ours exists already in "
+                f"{_hide_password(self.uri)}; choose another --name"
+            )
+        else:
+            # Left by a driver that died while creating this sweep.
+            for left in client.search_runs([experiment_id]):
+                client.delete_run(left.info.run_id)
         tags = {
             _KIND: "sweep",
             _STATE: info.state,
@@ -379,6 +395,7 @@ class MlflowStore:
             }
         return self._runs[name]
 
+    @_guarded
     def _read(self, run: Any) -> TrialRecord:
         number = int(run.data.tags[_NUMBER])
         name = f"trial-{number:05d}.parquet"
@@ -481,6 +498,18 @@ def _create_database(database: Path) -> None:
             left.unlink()
 
 
+def _check_writable(database: Path) -> None:
+    """By trying: MLflow itself would try for minutes before it says so."""
+    probe = database.with_name(f".write-test-{os.getpid()}")
+    try:
+        if database.exists():
+            database.open("r+b").close()
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise StoreError(f"{database}: cannot be written ({error.strerror})") from error
+
+
 def _sqlite_path(uri: str) -> Path | None:
     if uri.startswith("sqlite:///"):
         return Path(uri.removeprefix("sqlite:///")).absolute()
@@ -499,11 +528,13 @@ def _artifact_location(uri: str) -> str | None:
     return str(folder.absolute() / "mlruns")
 
 
-def _hide_password(uri: str) -> str:
+def _hide_password(uri: str, text: str | None = None) -> str:
+    """`text`, by default the URI itself, without the URI's password."""
+    text = uri if text is None else text
     parsed = urlparse(uri)
-    if parsed.password:
-        return uri.replace(f":{parsed.password}@", ":***@")
-    return uri
+    for secret in {parsed.password or "", unquote(parsed.password or "")} - {""}:
+        text = text.replace(f":{secret}@", ":***@").replace(f"password={secret}", "password=***")
+    return text
 
 
 def _brief(error: Exception) -> str:

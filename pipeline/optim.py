@@ -91,8 +91,9 @@ class Optimiser:
     def step(self, gradients: Sequence[Tensor], alive_N: Tensor, epoch: int) -> Tensor:
         """One update with (N, …) gradients. Returns which members are alive after it, (N,).
 
-        A member whose gradient is not finite dies before the update: its parameters and
-        moments stay at their last finite values, as do those of members dead before.
+        A member whose gradient, or whose parameters after the update, are not finite dies
+        before the update: its parameters and moments stay at their last finite values, as do
+        those of members dead before.
         """
         norm_N = torch.stack([g.reshape(len(g), -1).double().square().sum(1) for g in gradients])
         norm_N = norm_N.sum(0).sqrt()
@@ -104,23 +105,24 @@ class Optimiser:
             gradients = [g * _like(scale_N, g) for g in gradients]
         self._steps += 1
         rate_N = self._rate_N * self._decay_N ** max(0, epoch - self._decay_from + 1)
-        all_alive = bool(alive_N.all())
-        for index, (p, g) in enumerate(zip(self.parameters, gradients, strict=True)):
-            if all_alive:
-                self._update(index, p, g, rate_N)
-            else:
-                self._update_alive(index, p, g, rate_N, alive_N)
+        # Adam's own step is bounded by its rate; the others can throw weights to infinity.
+        if self._kind == "adam" and bool(alive_N.all()):
+            self._update_all(gradients, rate_N)
+            return alive_N
+        tensors = [*self.parameters, *self._first, *self._second]
+        before = [t.clone() for t in tensors]
+        self._update_all(gradients, rate_N)
+        for p in self.parameters:
+            alive_N = alive_N & torch.isfinite(p.reshape(len(p), -1)).all(1)
+        if not bool(alive_N.all()):
+            for tensor, old in zip(tensors, before, strict=True):
+                mask = alive_N.view(-1, *[1] * (tensor.dim() - 1))
+                tensor.copy_(torch.where(mask, tensor, old))
         return alive_N
 
-    def _update_alive(
-        self, index: int, p: Tensor, g: Tensor, rate_N: Tensor, alive_N: Tensor
-    ) -> None:
-        tensors = [p, *(m[index] for m in (self._first, self._second) if m)]
-        before = [t.clone() for t in tensors]
-        self._update(index, p, g, rate_N)
-        mask = alive_N.view(-1, *[1] * (p.dim() - 1))
-        for tensor, old in zip(tensors, before, strict=True):
-            tensor.copy_(torch.where(mask, tensor, old))
+    def _update_all(self, gradients: Sequence[Tensor], rate_N: Tensor) -> None:
+        for index, (p, g) in enumerate(zip(self.parameters, gradients, strict=True)):
+            self._update(index, p, g, rate_N)
 
     def _update(self, index: int, p: Tensor, g: Tensor, rate_N: Tensor) -> None:
         if self._decays_weights:

@@ -86,8 +86,8 @@ class LiveView:
 def render(name: str, progress: Progress) -> RenderableType:
     """The live view: bar, counts, best, what is running."""
     grid = Table.grid(padding=(0, 2))
-    grid.add_column(style="bold")
-    grid.add_column()
+    grid.add_column(style="bold", no_wrap=True)
+    grid.add_column(overflow="fold")
     done = sum(progress.running.values()) + progress.finished * progress.epochs_each
     bar = ProgressBar(total=progress.total * progress.epochs_each, completed=done, width=40)
     grid.add_row(name, bar)

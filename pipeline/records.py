@@ -137,7 +137,12 @@ def write(record: TrialRecord, path: Path) -> None:
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as sink:
-            pq.write_table(record.table.replace_schema_metadata(metadata), sink, compression="zstd")
+            pq.write_table(
+                record.table.replace_schema_metadata(metadata),
+                sink,
+                compression="zstd",
+                write_page_checksum=True,
+            )
             sink.flush()
             os.fsync(sink.fileno())
         os.replace(temporary, path)
@@ -153,7 +158,10 @@ def write(record: TrialRecord, path: Path) -> None:
 def read(path: Path) -> TrialRecord:
     """Reads one trial's file. Raises RecordError naming the file and what is wrong with it."""
     try:
-        table = pq.read_table(path, use_threads=False)
+        # By file object: of a path, pyarrow would take folders named a=b for columns.
+        with path.open("rb") as source:
+            table = pq.read_table(source, use_threads=False, page_checksum_verification=True)
+        names = table.schema.names
     except FileNotFoundError:
         raise
     except (pa.ArrowException, OSError, ValueError) as error:
@@ -162,7 +170,7 @@ def read(path: Path) -> TrialRecord:
     _check_version(path, metadata)
     if HEADER_KEY not in metadata:
         raise RecordError(f"{path}: no trial header; this is not a lyapsweep record")
-    missing = [name for name in SCHEMA.names if name not in table.schema.names]
+    missing = [name for name in SCHEMA.names if name not in names]
     if missing:
         raise RecordError(f"{path}: columns missing: {', '.join(missing)}")
     try:

@@ -192,7 +192,11 @@ class Driver:
         while True:
             self._fill_slots()
             if not self._in_flight and (self.progress.is_stopping or not self._queue):
-                break
+                # An adaptive sampler may have waited for what only now is told.
+                self._drain()
+                if self.progress.is_stopping or not self._ask():
+                    break
+                continue
             for event in self.executor.poll(timeout=0.2):
                 self._handle(event)
             self._publish_waiting()
@@ -200,7 +204,6 @@ class Driver:
             reason = self._too_many_failed()
             if reason:
                 return self._end("failed", reason)
-        self._drain()
         if self.progress.finished < self.progress.total:
             return self._end("interrupted", "stopped before all trials were done")
         return self._end("complete", "")
@@ -212,8 +215,20 @@ class Driver:
         self.study.sampler = self._sampler(0)
         for path in self.home.spooled():
             record = records.read(path)
+            if record.header.trial_uid != self._uid(record.header.trial):
+                raise SweepError(
+                    f"{path} is of another sweep that was named {self.info.name!r} too; "
+                    "move it elsewhere or delete it"
+                )
             self._specs_of(record)
             self._waiting.append(path)
+        trials = self.study.get_trials(deepcopy=False)
+        if not trials and self.store.states(self.info.name):
+            raise SweepError(
+                f"the store has trials of {self.info.name!r} of which Optuna's database "
+                f"{self.home.optuna_url} knows nothing; go on from the folder in which the sweep "
+                "was started, or set LYAPSWEEP_HOME or LYAPSWEEP_OPTUNA to what was used there"
+            )
         self._drain()
         left = []
         for frozen in self.study.get_trials(deepcopy=False):
@@ -283,11 +298,14 @@ class Driver:
             attempt=self._attempts[number],
         )
         self.progress.running[number] = 0
-        try:
-            self.store.begin_trial(self.info.name, self._starts[number])
-        except StoreError:
-            # The trial can train meanwhile; publishing begins it once the store answers.
-            self._unbegun.add(number)
+        # While the store is silent the trial can train; publishing begins it once it answers.
+        self._unbegun.add(number)
+        if time.monotonic() >= self._retry_at:
+            try:
+                self.store.begin_trial(self.info.name, self._starts[number])
+                self._unbegun.discard(number)
+            except StoreError as error:
+                self._put_off(error)
 
     # Events.
 
@@ -418,13 +436,17 @@ class Driver:
                 self.progress.last = str(error)
                 raise self._waiting_error() from error
             except StoreError as error:
-                delay = _RETRY_SECONDS[min(self._retries, len(_RETRY_SECONDS) - 1)]
-                self._retry_at, self._retries = time.monotonic() + delay, self._retries + 1
-                self.progress.last = str(error)
-                logging.getLogger("lyapsweep").warning("%s", error)
+                self._put_off(error)
                 return
             self._waiting.popleft()
             self._retries = 0
+
+    def _put_off(self, error: StoreError) -> None:
+        """Leaves the store alone for a while, longer each time."""
+        delay = _RETRY_SECONDS[min(self._retries, len(_RETRY_SECONDS) - 1)]
+        self._retry_at, self._retries = time.monotonic() + delay, self._retries + 1
+        self.progress.last = str(error)
+        logging.getLogger("lyapsweep").warning("%s", error)
 
     def _publish(self, path: Path) -> None:
         header = records.read(path).header
@@ -517,8 +539,8 @@ class Driver:
     def _end(self, state: str, reason: str) -> Outcome:
         if state == "failed":
             self.executor.stop()
-            for number in list(self.progress.running):
-                self._interrupt(number, "the sweep was stopped: too many trials failed")
+        for number in [*self.progress.running, *(n for c in self._queue for n in c.numbers)]:
+            self._interrupt(number, reason)
         self.store.set_state(self.info.name, state)
         self._listen(self.progress)
         return Outcome(state, self.progress, reason)

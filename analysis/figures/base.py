@@ -84,7 +84,7 @@ def spread_out(items: Sequence[int], count: int) -> list[int]:
     """At most `count` of the items, first and last among them, evenly apart."""
     if len(items) <= count:
         return list(items)
-    return [items[round(i * (len(items) - 1) / (count - 1))] for i in range(count)]
+    return [items[int(i * (len(items) - 1) / (count - 1) + 0.5)] for i in range(count)]
 
 
 def widen_scale(ax: Axes, which: Literal["x", "y"], values: pd.Series, factor: float) -> None:

@@ -83,7 +83,8 @@ class Ridge(Predictor):
     def _standard(self, X: np.ndarray) -> np.ndarray:
         # Beyond four standard deviations a cube would run away with the prediction.
         used = self._used
-        return np.clip((X[:, used] - self._mean[used]) / self._scale[used], -4, 4)
+        standard: np.ndarray = (X[:, used] - self._mean[used]) / self._scale[used]
+        return standard.clip(-4, 4)
 
     def _base(self, view: EarlyView) -> pd.DataFrame:
         """The columns of the chosen groups as measured, not yet raised to powers."""
@@ -108,13 +109,13 @@ class Ridge(Predictor):
         """Terms and their columns: powers and products on the fit's own scale."""
         z = (np.where(np.isfinite(values), values, self._median) - self._centre) / self._width
         terms, columns = [], []
-        is_setting = [name.startswith(_SETTING) for name in self._names]
         for i, name in enumerate(self._names):
-            degree = 3 if name == ft.LOSS_SEEN else 2 if is_setting[i] else 1
+            degree = 3 if name == ft.LOSS_SEEN else 2 if name.startswith(_SETTING) else 1
             for power in range(1, 1 + (1 if self._is_binary[i] else degree)):
                 terms.append(name if power == 1 else f"{name}^{power}")
                 columns.append(z[:, i] ** power)
-        for i, j in combinations(np.flatnonzero(is_setting), 2):
+        settings = [i for i, name in enumerate(self._names) if name.startswith(_SETTING)]
+        for i, j in combinations(settings, 2):
             terms.append(f"{self._names[i]} × {self._names[j]}")
             columns.append(z[:, i] * z[:, j])
         return [term.replace(_SETTING, "") for term in terms], np.stack(columns, axis=1)

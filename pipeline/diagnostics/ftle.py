@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pipeline.diagnostics.base import Diagnostic, DiagnosticConfig, Mark, Moment, Reading
 from pipeline.dynamics.ftle import max_ftle
-from tasks.base import Bounds, Task, UnsuitableError, generator_for
+from tasks.base import Batch, Bounds, Task, UnsuitableError, generator_for
 from tasks.networks.base import Network
 
 UNIT = "nats/layer"
@@ -44,17 +44,21 @@ class FTLE(Diagnostic):
     config: Config
 
     def check(self, network: Network, task: Task) -> None:
-        """Raises UnsuitableError for recurrent networks."""
+        """Raises UnsuitableError for recurrent networks and for more probes than there are."""
         if network.is_recurrent:
             raise UnsuitableError(
                 f"ftle needs a feed-forward network, got {type(network).__name__}; recurrent "
                 "networks have lyapunov_spectrum"
             )
+        self._probe(task, 0)
+
+    def _probe(self, task: Task, seed: int) -> Batch:
+        return task.probe_inputs(self.config.probes, None, generator_for(seed, "ftle"))
 
     def measure(self, network: Network, task: Task, moment: Moment) -> list[Reading]:
         """Mean, standard deviation, quantiles, share positive, layer profile, margin contrast."""
         config = self.config
-        probe = task.probe_inputs(config.probes, None, generator_for(moment.probe_seed, "ftle"))
+        probe = self._probe(task, moment.probe_seed)
         x = probe.inputs
         depth = network.orbit(x[:1]).num_steps
         field_NLB = max_ftle(network, x, None if config.layers == "all" else depth)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pipeline.diagnostics.base import Diagnostic, DiagnosticConfig, Moment, Reading
-from tasks.base import Bounds, Task, generator_for
+from tasks.base import Batch, Bounds, Task, generator_for
 from tasks.networks.base import Network
 
 
@@ -34,15 +34,16 @@ class GradientNorm(Diagnostic):
     config: Config
 
     def check(self, network: Network, task: Task) -> None:
-        """Any network and task will do."""
+        """Raises UnsuitableError where validation has too few examples or too few steps."""
+        self._probe(network, task, 0)
+
+    def _probe(self, network: Network, task: Task, seed: int) -> Batch:
+        steps = self.config.steps if network.is_recurrent else None
+        return task.probe_inputs(self.config.examples, steps, generator_for(seed, "gradient_norm"))
 
     def measure(self, network: Network, task: Task, moment: Moment) -> list[Reading]:
         """`gradient_norm` and `weight_norm`."""
-        probe = task.probe_inputs(
-            self.config.examples,
-            self.config.steps if network.is_recurrent else None,
-            generator_for(moment.probe_seed, "gradient_norm"),
-        )
+        probe = self._probe(network, task, moment.probe_seed)
         weights = [p for p in network.parameters() if p.requires_grad]
         with torch.enable_grad():
             outputs, _ = network(probe.inputs)

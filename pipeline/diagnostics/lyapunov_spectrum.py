@@ -16,7 +16,7 @@ from pipeline.diagnostics.base import Diagnostic, DiagnosticConfig, Mark, Moment
 from pipeline.dynamics import derived
 from pipeline.dynamics.spectrum import Spectrum, lyapunov_spectrum
 from pipeline.dynamics.uncertainty import standard_error
-from tasks.base import Bounds, Task, UnsuitableError, generator_for
+from tasks.base import Batch, Bounds, Task, UnsuitableError, generator_for
 from tasks.networks.base import Network, StateConvention
 
 PRECISIONS = {"float64": torch.float64, "float32": torch.float32}
@@ -52,28 +52,29 @@ class LyapunovSpectrum(Diagnostic):
     config: Config
 
     def check(self, network: Network, task: Task) -> None:
-        """Raises UnsuitableError for feed-forward networks and for k beyond the state."""
+        """Raises UnsuitableError for feed-forward networks, k beyond the state, too long probes."""
         if not network.is_recurrent:
             raise UnsuitableError(
                 f"lyapunov_spectrum needs a recurrent network, got {type(network).__name__}; "
                 "feed-forward networks have ftle"
             )
-        probe = task.probe_inputs(1, 1, generator_for("check")).inputs
-        size = network.orbit(probe, state=self.config.state).tangent_size
+        probe = self._probe(task, 0).inputs
+        size = network.orbit(probe[:1, :1], state=self.config.state).tangent_size
         if self.config.k is not None and self.config.k > size:
             raise UnsuitableError(
                 f"lyapunov_spectrum.k must be at most {size}, the size of the {self.config.state} "
                 f"state, got {self.config.k}"
             )
 
+    def _probe(self, task: Task, seed: int) -> Batch:
+        config = self.config
+        length = config.warmup + config.steps
+        return task.probe_inputs(config.sequences, length, generator_for(seed, "lyapunov_spectrum"))
+
     def measure(self, network: Network, task: Task, moment: Moment) -> list[Reading]:
         """Spectrum, max, mean, sum, Kaplan–Yorke dimension, near-zero count, T_ON, self-checks."""
         config = self.config
-        probe = task.probe_inputs(
-            config.sequences,
-            config.warmup + config.steps,
-            generator_for(moment.probe_seed, "lyapunov_spectrum"),
-        )
+        probe = self._probe(task, moment.probe_seed)
         spectrum = lyapunov_spectrum(
             network,
             probe.inputs,

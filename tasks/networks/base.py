@@ -43,7 +43,9 @@ class Orbit(Protocol):
     dtype: torch.dtype
     device: torch.device
 
-    def maps(self) -> Iterator[TangentMap]: ...
+    def maps(self) -> Iterator[TangentMap]:
+        """The tangent maps in the order they are applied."""
+        ...
 
 
 class Network(nn.Module, ABC):

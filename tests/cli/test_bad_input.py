@@ -61,6 +61,10 @@ CONF = {
         ["measure.lyapunov_spectrum.k=17"],
         ["k must be at most 16", "got 17"],
     ),
+    "probe longer than validation": (
+        ["measure.lyapunov_spectrum.steps=5000"],
+        ["steps of a probe must be at most", "5003"],
+    ),
     "network that does not fit": (
         ["network={name: mlp}", "measure={}"],
         ["network mlp takes vector", "char_text gives tokens"],

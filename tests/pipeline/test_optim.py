@@ -143,3 +143,19 @@ def test_a_gradient_too_large_to_square_in_float32_is_still_clipped():
 def test_momentum_is_refused_where_it_would_be_ignored():
     with pytest.raises(ValueError, match="momentum is of sgd; adam has its own"):
         Trainer(momentum=0.5)
+
+
+@pytest.mark.parametrize("settings", [{"optimiser": "sgd"}, {"optimiser": "adamw"}])
+def test_weights_that_overflow_in_an_update_die_before_it(settings):
+    """The gradient is finite throughout; decay alone multiplies weights by -999 a step."""
+    trainers = [Trainer(**settings), Trainer(learning_rate=1e3, weight_decay=1.0, **settings)]
+    parameters = [torch.ones(2, 3), torch.ones(2, 3)]
+    optimiser = Optimiser(parameters, trainers)
+    alive_N = torch.tensor([True, True])
+    gradients = [torch.ones(2, 3), torch.ones(2, 3)]
+    for _ in range(20):
+        alive_N = optimiser.step(gradients, alive_N, 1)
+    assert alive_N.tolist() == [True, False]
+    for p in parameters:
+        assert torch.isfinite(p).all()
+        assert p[1].abs().max() > 1e35

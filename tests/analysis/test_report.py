@@ -1,0 +1,151 @@
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from analysis import report as rp
+from analysis.frame import AnalysisError, SweepFrame
+from analysis.verdict import verdict
+from tests.analysis import synthetic
+
+
+class Page(HTMLParser):
+    """What the tests ask of a page: links, ids, images, headings, nesting."""
+
+    VOID = frozenset({"meta", "img", "br", "link"})
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.links: list[str] = []
+        self.ids: list[str] = []
+        self.images: list[dict[str, str | None]] = []
+        self.tags: list[str] = []
+        self._open: list[str] = []
+        self.feed(text)
+        assert self._open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        found = dict(attrs)
+        self.tags.append(tag)
+        self.links += [str(found[k]) for k in ("href", "src") if k in found]
+        self.ids += [str(found["id"])] if "id" in found else []
+        self.images += [found] if tag == "img" else []
+        if tag not in self.VOID:
+            self._open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop() == tag
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory, frames: dict[str, SweepFrame]) -> Path:
+    return rp.write_report(frames["planted"], tmp_path_factory.mktemp("out") / "r" / "made-up")
+
+
+def test_files(written: Path) -> None:
+    folder = written.parent
+    assert written.name == "index.html"
+    assert {p.name for p in folder.iterdir()} == {
+        "index.html", "tables", "figures", "config.yaml", rp.MARKER,
+    }  # fmt: skip
+    names = {p.stem for p in (folder / "tables").iterdir()}
+    assert {"trials", "correlations", "design", "divergence", "predictors", "features"} <= names
+    assert {p.stem for p in (folder / "figures").iterdir()} <= names
+    for name in names:
+        table = pd.read_parquet(folder / "tables" / f"{name}.parquet")
+        text = pd.read_csv(folder / "tables" / f"{name}.csv")
+        assert list(table.columns) == list(text.columns)
+        assert len(table) == len(text) > 0
+    assert not list(folder.parent.glob(".*"))
+
+
+def test_the_page_is_self_contained_and_sound(written: Path) -> None:
+    text = written.read_text(encoding="utf-8")
+    assert not re.search(r"https?:|//cdn|@import|url\(", text)
+    assert "<script" not in text
+    page = Page(text)
+    for link in page.links:
+        if link.startswith("#"):
+            assert link[1:] in page.ids
+        elif not link.startswith("data:image/png;base64,"):
+            assert (written.parent / link).is_file(), link
+    assert len(page.ids) == len(set(page.ids))
+    assert len(page.images) == 6
+    assert all(image["alt"] and image["width"] and image["height"] for image in page.images)
+    assert page.tags.count("h1") == 1
+    assert "prefers-color-scheme: dark" in text
+    for words in ("nan", "None", "Undefined"):
+        assert not re.search(rf">\s*{words}\s*<", text)
+
+
+def test_the_verdict_comes_first(written: Path, frames: dict[str, SweepFrame]) -> None:
+    text = written.read_text(encoding="utf-8")
+    assert verdict(frames["planted"]).headline in text
+    assert text.index('id="verdict"') < text.index('id="run"') < text.index("<img")
+
+
+def test_the_config_beside_it_is_the_sweeps(written: Path) -> None:
+    import yaml
+
+    assert yaml.safe_load((written.parent / "config.yaml").read_text()) == json.loads(
+        json.dumps({**synthetic.CONFIG, "trials": 60})
+    )
+
+
+@pytest.mark.parametrize("sweep", ["mlp", "few"])
+def test_other_sweeps(sweep: str, frames: dict[str, SweepFrame], tmp_path: Path) -> None:
+    Page(rp.write_report(frames[sweep], tmp_path / "out").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize(("n", "diverged"), [(1, 0), (8, 8)])
+def test_sweeps_with_little_to_say(n: int, diverged: int, tmp_path: Path) -> None:
+    trials = synthetic.sweep("null", n, diverged=diverged)
+    frame = SweepFrame.from_records(synthetic.info(num_trials=n), trials)
+    text = rp.write_report(frame, tmp_path / "out").read_text(encoding="utf-8")
+    Page(text)
+    assert verdict(frame).headline in text
+
+
+@pytest.mark.usefixtures("quick_pictures")
+def test_a_former_report_is_replaced_whole(
+    frames: dict[str, SweepFrame], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    first = rp.write_report(frames["few"], out)
+    before = first.read_bytes()
+    (out / "tables" / "stale.csv").write_text("x")
+    assert rp.write_report(frames["few"], out).read_bytes() == before
+    assert not (out / "tables" / "stale.csv").exists()
+
+    def fails(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(rp, "_content", fails)
+        with pytest.raises(OSError, match="No space"):
+            rp.write_report(frames["few"], out)
+    assert first.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_other_folders_are_left_alone(frames: dict[str, SweepFrame], tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(AnalysisError, match="other things in it"):
+        rp.write_report(frames["few"], tmp_path)
+    with pytest.raises(AnalysisError, match="not a folder"):
+        rp.write_report(frames["few"], tmp_path / "thesis.tex")
+    assert (tmp_path / "thesis.tex").read_text() == "years of work"
+
+
+@pytest.mark.usefixtures("quick_pictures")
+def test_what_users_named_is_escaped(tmp_path: Path) -> None:
+    trials = synthetic.sweep("null", 3, failed=1)
+    header = trials[2].header
+    object.__setattr__(header, "error", "Traceback\n<script>alert(1)</script>")
+    frame = SweepFrame.from_records(synthetic.info(num_trials=3), trials)
+    text = rp.write_report(frame, tmp_path / "out").read_text(encoding="utf-8")
+    assert "<script>" not in text
+    assert "&lt;script&gt;" in text

@@ -1,0 +1,39 @@
+"""Stores to test against. MLflow's tables take seconds to make, so they are made once."""
+
+import shutil
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def empty_mlflow(tmp_path_factory):
+    """An MLflow database with tables and no content, to be copied."""
+    from pipeline.mlflow_store import MlflowStore
+
+    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    MlflowStore(f"sqlite:///{path}").prepare()
+    return path
+
+
+@pytest.fixture(params=["folder", "mlflow"])
+def store_uri(request, tmp_path):
+    """URI of an empty store in `tmp_path`."""
+    if request.param == "folder":
+        return f"folder:{tmp_path / 'store'}"
+    shutil.copy(request.getfixturevalue("empty_mlflow"), tmp_path / "mlflow.db")
+    return f"sqlite:///{tmp_path / 'mlflow.db'}"
+
+
+@pytest.fixture(scope="session")
+def local_ray(tmp_path_factory):
+    """A local Ray, started as a sweep starts it: from a folder with a stray tasks.py in it."""
+    from pipeline.executors.ray import RayExecutor
+
+    folder = tmp_path_factory.mktemp("stray")
+    for name in ("tasks", "pipeline", "analysis"):
+        (folder / f"{name}.py").write_text("raise ImportError('a stray file was imported')\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        executor = RayExecutor(workers=2)
+    yield executor
+    executor.close()
