@@ -1,0 +1,657 @@
+"""Whole sweeps, and what becomes of them when something dies between any two steps."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import optuna
+import pytest
+
+from pipeline import config, records, sweep
+from pipeline.executors.base import Lost, Raised, Reached, Stopped
+from pipeline.executors.inline import InlineExecutor
+from pipeline.home import Home, LockedError
+from pipeline.store import StoreError, StoreFullError, open_store
+from pipeline.sweep import Driver, SweepError
+from pipeline.worker import CohortError, Worker
+from tasks.networks.mlp import MLP
+
+NAME = "tiny"
+CONF = {
+    "trials": 6,
+    "task": {"name": "planar", "points": 200, "batch_size": 40},
+    "network": {"name": "mlp", "width": {"choice": [3, 4]}, "dropout": {"uniform": [0, 0.3]}},
+    "trainer": {"epochs": 2, "learning_rate": {"log_uniform": [1e-3, 1e-1]}},
+    "measure": {"gradient_norm": {"examples": 10, "at": [0, 2]}},
+    "execution": {"cohort_size": 2, "executor": "inline"},
+}
+
+
+def conf(**sections):
+    return {**CONF, **sections}
+
+
+class Sweep:
+    """A sweep in a folder, driven in this process as often as a test likes."""
+
+    def __init__(self, root, store_uri, tree=None, name=NAME):
+        self.root, self.uri, self.name = root, store_uri, name
+        self.home = Home(root / "home", name)
+        self.tree = CONF if tree is None else tree
+
+    @property
+    def store(self):
+        return open_store(self.uri)
+
+    def driver(self, executor=None, listener=lambda _: None, store=None):
+        store = store or self.store
+        store.prepare()
+        try:
+            info = store.sweep(self.name)
+        except StoreError:
+            info = sweep.create(config.check(self.tree), self.name, store)
+        checked = sweep.stored_config(info)
+        return Driver(checked, info, store, self.home, executor or InlineExecutor(), listener)
+
+    def run(self, *args, **kwargs):
+        return self.driver(*args, **kwargs).run()
+
+    @property
+    def study(self):
+        info = self.store.sweep(self.name)
+        return optuna.load_study(
+            storage=self.home.optuna_url, study_name=f"{self.name}-{info.sweep_id}"
+        )
+
+    def hashes(self):
+        return {
+            r.header.trial: records.content_hash(r.table) for r in self.store.records(self.name)
+        }
+
+    def params(self):
+        return {t.number: t.params for t in self.study.trials}
+
+
+@pytest.fixture
+def tiny(tmp_path, store_uri):
+    return Sweep(tmp_path, store_uri)
+
+
+@pytest.fixture
+def in_folder(tmp_path):
+    return lambda tree, name=NAME: Sweep(tmp_path, f"folder:{tmp_path / 'store'}", tree, name)
+
+
+@pytest.fixture(scope="session")
+def reference(tmp_path_factory):
+    """Undisturbed sweeps: tree → (content hashes, params), each run once."""
+    found = {}
+
+    def of(tree):
+        key = json.dumps(tree, sort_keys=True)
+        if key not in found:
+            root = tmp_path_factory.mktemp("reference")
+            one = Sweep(root, f"folder:{root / 'store'}", tree)
+            assert one.run().state == "complete"
+            found[key] = one.hashes(), one.params()
+        return found[key]
+
+    return of
+
+
+def assert_exactly_once(one, reference_of_tree):
+    """Every trial once in Optuna, in the store, in Parquet; and as if nothing had happened."""
+    hashes, params = reference_of_tree
+    trials = one.study.trials
+    assert [t.number for t in trials] == list(range(len(hashes)))
+    assert all(t.state.is_finished() for t in trials)
+    assert one.params() == params
+    found = list(one.store.records(one.name))
+    assert [r.header.trial for r in found] == list(range(len(hashes)))
+    assert one.hashes() == hashes
+    for trial, record in zip(trials, found, strict=True):
+        assert trial.value == record.header.value
+        assert len({r.header.trial_uid for r in found}) == len(found)
+    assert set(one.store.states(one.name).values()) <= {"complete", "diverged", "failed"}
+    assert one.store.sweep(one.name).state == "complete"
+    assert list(one.home.spool.iterdir()) == []
+    if one.uri.startswith("sqlite"):
+        assert_exactly_once_in_mlflow(one, found)
+
+
+def assert_exactly_once_in_mlflow(one, found):
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(one.uri)
+    experiment = client.get_experiment_by_name(one.name)
+    runs = client.search_runs([experiment.experiment_id], max_results=5000)
+    children = {
+        int(r.data.tags["lyapsweep.trial_number"]): r
+        for r in runs
+        if "mlflow.parentRunId" in r.data.tags
+    }
+    assert len(children) == len(found) == len(runs) - 1
+    for record in found:
+        run = children[record.header.trial]
+        assert run.info.status in ("FINISHED", "FAILED")
+        for quantity in ("val_loss", "train_loss", "gradient_norm"):
+            scalars = records.scalars(record.table)
+            expected = scalars[scalars["quantity"] == quantity].dropna(subset="value")
+            history = client.get_metric_history(run.info.run_id, quantity)
+            assert [(m.step, m.value) for m in history] == list(
+                zip(expected["epoch"], expected["value"], strict=True)
+            )
+        artifacts = [a.path for a in client.list_artifacts(run.info.run_id)]
+        assert artifacts == [f"trial-{record.header.trial:05d}.parquet"]
+
+
+# The undisturbed sweep.
+
+
+def test_a_sweep_runs_every_trial_once_and_says_how_it_goes(tiny, reference):
+    seen = []
+    outcome = tiny.run(listener=lambda p: seen.append((p.finished, dict(p.running), p.eta_seconds)))
+    assert outcome.state == "complete"
+    assert outcome.progress.finished == outcome.progress.complete == 6
+    assert seen[-1][:2] == (6, {})
+    assert [s[0] for s in seen] == sorted(s[0] for s in seen)
+    assert max(epoch for _, running, _ in seen for epoch in running.values()) <= 2
+    assert all(eta is None or eta >= 0 for _, _, eta in seen)
+    best = min((t.value, t.number) for t in tiny.study.trials)
+    assert outcome.progress.best == best
+    assert_exactly_once(tiny, reference(CONF))
+
+
+def test_running_a_finished_sweep_again_changes_nothing(tiny, reference):
+    tiny.run()
+    outcome = tiny.run()
+    assert outcome.state == "complete"
+    assert outcome.progress.finished == 6
+    assert_exactly_once(tiny, reference(CONF))
+
+
+@pytest.mark.parametrize("sampler", ["qmc", "random", "tpe"])
+def test_cohorts_change_no_trial(in_folder, reference, sampler):
+    """Same design and seeds; the numbers agree as cohorts of 1 and of 6 do."""
+    tree = conf(sampler={"name": sampler, "batch": 6})
+    alone = in_folder({**tree, "execution": {"cohort_size": 1}}, "alone")
+    alone.run()
+    _, params = reference(tree)
+    assert alone.params() == params
+
+
+def test_weights_are_kept_on_request(in_folder):
+    one = in_folder(conf(execution={"cohort_size": 2, "keep_weights": True}))
+    one.run()
+    kept = sorted(p.name for p in (one.root / "store").rglob("*.safetensors"))
+    assert kept == [f"{n:05d}.safetensors" for n in range(6)]
+    assert list(one.home.spool.iterdir()) == []
+
+
+class Scrambled:
+    """Several slots in this process, whose rungs arrive in an order of their own."""
+
+    def __init__(self, num_slots, seed):
+        self.num_slots, self._random = num_slots, random.Random(seed)
+        self._slots = {}
+        self._is_stopping = False
+
+    def submit(self, cohort):
+        assert len(self._slots) < self.num_slots
+        self._slots[cohort.numbers] = [cohort, Worker(), False]
+
+    def poll(self, timeout):
+        if not self._slots:
+            return ()
+        numbers = self._random.choice(sorted(self._slots))
+        cohort, worker, is_started = self._slots[numbers]
+        if self._is_stopping:
+            del self._slots[numbers]
+            return (Stopped(cohort),)
+        try:
+            rung = worker.advance() if is_started else worker.start(cohort)
+        except CohortError as error:
+            del self._slots[numbers]
+            return (Raised(cohort, str(error)),)
+        self._slots[numbers][2] = True
+        if rung.is_last:
+            del self._slots[numbers]
+        return (Reached(cohort, rung),)
+
+    def stop(self):
+        self._is_stopping = True
+
+    def close(self):
+        self._slots = {}
+
+
+@pytest.mark.parametrize("sampler", ["qmc", "tpe", "cmaes"])
+def test_neither_workers_nor_their_order_change_a_sweep(in_folder, sampler):
+    tree = conf(trials=18, sampler={"name": sampler, "batch": 6})
+    found = []
+    for slots, seed in ((1, 0), (3, 1), (3, 2)):
+        one = in_folder(tree, f"run-{slots}-{seed}")
+        assert one.run(Scrambled(slots, seed)).state == "complete"
+        found.append((one.params(), one.hashes()))
+    assert found[0] == found[1] == found[2]
+    assert len({str(p) for p in found[0][0].values()}) == 18
+
+
+def test_ray_and_inline_give_identical_records(tmp_path, local_ray, reference):
+    from pipeline.executors.ray import RayExecutor
+
+    assert isinstance(local_ray, RayExecutor)
+    one = Sweep(tmp_path, f"folder:{tmp_path / 'store'}")
+    assert one.run(local_ray).state == "complete"
+    assert_exactly_once(one, reference(CONF))
+
+
+# Trials that go wrong.
+
+
+def test_a_diverged_trial_is_a_result_with_a_finite_value(tiny):
+    tiny.tree = conf(
+        network={"name": "mlp", "activation": "identity"},
+        trainer={
+            "epochs": 4,
+            "optimiser": "sgd",
+            "learning_rate": {"choice": [0.01, 900.0]},
+            "weight_decay": 0.9,
+        },
+        measure={},
+    )
+    outcome = tiny.run()
+    assert outcome.state == "complete"
+    states = tiny.store.states(NAME)
+    values = {t.number: (t.params["trainer.learning_rate"], t.value) for t in tiny.study.trials}
+    for number, (rate, value) in values.items():
+        assert states[number] == ("diverged" if rate == 900 else "complete")
+        if rate == 900:
+            assert value == pytest.approx(10 * 0.6931, rel=1e-3)
+    assert outcome.progress.diverged == sum(s == "diverged" for s in states.values()) > 0
+    assert outcome.progress.failed == 0
+    assert tiny.run().progress.diverged == outcome.progress.diverged
+
+
+@pytest.fixture
+def fragile(monkeypatch):
+    """Networks with an init_scale of 13 cannot be built."""
+    genuine = MLP.__init__
+
+    def fails(self, configs, **options):
+        if any(c.init_scale == 13 for c in configs):
+            raise RuntimeError("thirteen is an unlucky scale")
+        genuine(self, configs, **options)
+
+    monkeypatch.setattr(MLP, "__init__", fails)
+    return conf(
+        trials=8,
+        network={"name": "mlp", "width": 3, "init_scale": {"choice": [1.0, 2.0, 3.0, 13.0]}},
+        sampler={"name": "qmc", "batch": 8},
+        execution={"cohort_size": 4, "max_failed_share": 0.5},
+    )
+
+
+def test_a_trial_that_raises_is_recorded_and_hurts_no_other(tiny, fragile):
+    tiny.tree = fragile
+    outcome = tiny.run()
+    assert outcome.state == "complete"
+    unlucky = {t.number for t in tiny.study.trials if t.params["network.init_scale"] == 13}
+    assert 0 < len(unlucky) < 4
+    expected = {n: "failed" if n in unlucky else "complete" for n in range(8)}
+    assert tiny.store.states(NAME) == expected
+    assert outcome.progress.failed == len(unlucky)
+    for record in tiny.store.records(NAME):
+        if record.header.trial in unlucky:
+            assert record.header.value is None
+            assert record.header.error.startswith("Traceback")
+            assert "thirteen is an unlucky scale" in record.header.error
+    failed = {t.number for t in tiny.study.trials if t.state == optuna.trial.TrialState.FAIL}
+    assert failed == unlucky
+    again = tiny.run()
+    assert (again.state, again.progress.failed) == ("complete", len(unlucky))
+
+
+def test_too_many_failures_stop_the_sweep(tiny, fragile):
+    tiny.tree = {**fragile, "execution": {"cohort_size": 1, "max_failed_share": 0.0}}
+    outcome = tiny.run()
+    assert outcome.state == "failed"
+    assert "execution.max_failed_share = 0 allows" in outcome.reason
+    assert "thirteen" in outcome.reason
+    assert outcome.progress.finished < 8
+    assert tiny.store.sweep(NAME).state == "failed"
+    assert "running" not in tiny.store.states(NAME).values()
+
+
+class LosingExecutor(InlineExecutor):
+    """Loses the worker of a cohort, as often as told, after its first rung."""
+
+    def __init__(self, losses):
+        super().__init__()
+        self.losses, self._rungs = losses, 0
+
+    def poll(self, timeout):
+        events = super().poll(timeout)
+        for event in events:
+            self._rungs = self._rungs + 1 if isinstance(event, Reached) else 0
+            if self._rungs == 2 and self.losses.get(event.cohort.numbers[0], 0) > 0:
+                self.losses[event.cohort.numbers[0]] -= 1
+                self._rungs, self._cohort = 0, None
+                return (Lost(event.cohort, "killed by a test"),)
+            if isinstance(event, Reached) and event.rung.is_last:
+                self._rungs = 0
+        return events
+
+
+def test_trials_of_lost_workers_are_tried_again(tiny, reference):
+    outcome = tiny.run(LosingExecutor({0: 2, 2: 1}))
+    assert outcome.state == "complete"
+    assert_exactly_once(tiny, reference(CONF))
+    attempts = {r.header.trial: r.header.attempt for r in tiny.store.records(NAME)}
+    assert attempts[0] == 3
+    assert min(attempts.values()) == 1
+
+
+def test_a_trial_that_loses_every_worker_fails_at_last(tiny):
+    tiny.tree = conf(execution={"cohort_size": 1, "attempts": 3, "max_failed_share": 0.5})
+    outcome = tiny.run(LosingExecutor({1: 99}))
+    assert outcome.state == "complete"
+    assert {n: s for n, s in tiny.store.states(NAME).items() if s != "complete"} == {1: "failed"}
+    error = tiny.store.record(NAME, 1).header.error
+    assert error == "worker lost 3 times, last: killed by a test"
+
+
+def test_a_killed_ray_worker_needs_no_command(tmp_path, local_ray, reference):
+    tree = conf(trials=4, trainer={**CONF["trainer"], "epochs": 40}, measure={})
+    one = Sweep(tmp_path, f"folder:{tmp_path / 'store'}", tree)
+    victims = local_ray.process_ids()[-1:]
+    messages = []
+
+    def kill_once(progress):
+        messages.append(progress.last)
+        if victims and progress.running:
+            os.kill(victims.pop(), signal.SIGKILL)
+
+    assert one.run(local_ray, kill_once).state == "complete"
+    assert any("worker lost" in message for message in messages)
+    assert_exactly_once(one, reference(tree))
+
+
+# Stores that go away.
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    """Silent stores are tried again at once, and not for a minute."""
+    monkeypatch.setattr(sweep, "_RETRY_SECONDS", (0.001,) * 7)
+
+
+@pytest.mark.parametrize("method", ["publish", "begin_trial"])
+@pytest.mark.parametrize("sampler", ["qmc", "tpe"])
+def test_a_store_that_is_down_for_a_while_costs_nothing(
+    tiny, reference, impatient, monkeypatch, method, sampler
+):
+    tiny.tree = conf(sampler={"name": sampler, "batch": 2})
+    store = tiny.store
+    genuine, failures = getattr(type(store), method), []
+
+    def flaky(self, *args):
+        if len(failures) < 6:
+            failures.append(args)
+            raise StoreError("the store is away")
+        return genuine(self, *args)
+
+    monkeypatch.setattr(type(store), method, flaky)
+    outcome = tiny.run(store=store)
+    assert len(failures) == 6
+    assert (outcome.state, outcome.reason) == ("complete", "")
+    assert_exactly_once(tiny, reference(tiny.tree))
+
+
+def test_a_folder_that_vanishes_and_comes_back_costs_nothing(tiny, reference, impatient):
+    """The real thing: where the artifacts go there is a file in the way for some rungs."""
+    place = tiny.root / ("store" if tiny.uri.startswith("folder") else "mlruns")
+    aside = tiny.root / "aside"
+    away = []
+
+    def meddle(progress):
+        if progress.finished == 2 and not away:
+            place.rename(aside)
+            place.write_text("in the way")
+            away.append(0)
+        elif away and aside.exists():
+            away.append(progress.last)
+            if sum(map(len, map(str, away))) and len(away) == 4:
+                place.unlink()
+                aside.rename(place)
+
+    outcome = tiny.run(listener=meddle)
+    assert not aside.exists()
+    assert outcome.state == "complete"
+    assert_exactly_once(tiny, reference(CONF))
+
+
+def test_a_store_that_stays_away_loses_nothing(tiny, reference, impatient, monkeypatch):
+    store = tiny.store
+
+    def gone(self, *_):
+        raise StoreError("the store is away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(store), "publish", gone)
+        with pytest.raises(SweepError) as caught:
+            tiny.run(store=store)
+    message = str(caught.value)
+    assert "the store is away" in message
+    assert f"lyapsweep resume {NAME}" in message
+    assert len(list(tiny.home.spool.glob("*.parquet"))) == 6
+    assert not any(t.state.is_finished() for t in tiny.study.trials)
+    trained = InlineExecutor()
+    monkeypatch.setattr(trained, "submit", lambda _: pytest.fail("a trial was trained again"))
+    assert tiny.run(trained).state == "complete"
+    assert_exactly_once(tiny, reference(CONF))
+
+
+def test_a_full_store_stops_the_sweep_at_once(tiny, reference, monkeypatch):
+    store = tiny.store
+
+    def full(self, *_):
+        raise StoreFullError("no space left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(store), "publish", full)
+        with pytest.raises(SweepError, match="no space left"):
+            tiny.run(store=store)
+    assert tiny.run().state == "complete"
+    assert_exactly_once(tiny, reference(CONF))
+
+
+def test_a_spool_that_cannot_be_written_loses_nothing(tiny, reference, monkeypatch):
+    genuine = records.write
+    calls = []
+
+    def full(record, path):
+        calls.append(path)
+        if len(calls) == 3:
+            raise OSError(28, "No space left on device")
+        genuine(record, path)
+
+    monkeypatch.setattr(records, "write", full)
+    with pytest.raises(OSError, match="No space left"):
+        tiny.run()
+    assert tiny.run().state == "complete"
+    assert_exactly_once(tiny, reference(CONF))
+
+
+# One driver, and going on.
+
+
+def test_two_drivers_of_one_sweep_are_one_too_many(tiny):
+    driver = tiny.driver()
+    with tiny.home.lock(), pytest.raises(LockedError, match=f"process {os.getpid()} on"):
+        driver.run()
+    assert driver.run().state == "complete"
+
+
+@pytest.mark.parametrize("after", [0, 1, 3])
+def test_a_stopped_sweep_is_resumed_as_if_it_had_not_been(tiny, reference, after):
+    driver = tiny.driver(Scrambled(2, after))
+
+    def stop(progress):
+        if progress.finished >= after and progress.running:
+            driver.request_stop()
+
+    driver._listen = stop
+    outcome = driver.run()
+    assert outcome.state == "interrupted"
+    assert outcome.progress.finished < 6
+    assert tiny.store.sweep(NAME).state == "interrupted"
+    states = tiny.store.states(NAME)
+    assert "running" not in states.values()
+    assert "interrupted" in states.values()
+    outcome = tiny.run()
+    assert (outcome.state, outcome.progress.finished) == ("complete", 6)
+    assert_exactly_once(tiny, reference(CONF))
+
+
+def test_stopping_while_a_cohort_is_tried_in_parts_leaves_none_running(tiny, fragile):
+    tiny.tree = fragile
+    driver = tiny.driver()
+
+    def stop(_):
+        if driver._queue and driver._attempts:
+            driver.request_stop()
+
+    driver._listen = stop
+    assert driver.run().state == "interrupted"
+    assert "running" not in tiny.store.states(NAME).values()
+    assert tiny.run().state == "complete"
+
+
+def test_a_home_that_knows_nothing_of_the_sweep_is_refused(tiny):
+    """Resuming from another folder would train everything a second time."""
+    tiny.run()
+    tiny.home = Home(tiny.root / "elsewhere", NAME)
+    with pytest.raises(SweepError, match="LYAPSWEEP_HOME"):
+        tiny.run()
+    assert len(list(tiny.store.records(NAME))) == 6
+
+
+def test_a_spool_of_another_sweep_of_the_same_name_is_refused(tiny, impatient, monkeypatch):
+    store = tiny.store
+
+    def gone(self, *_):
+        raise StoreError("away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(store), "publish", gone)
+        with pytest.raises(SweepError):
+            tiny.run(store=store)
+    other = Sweep(tiny.root, f"folder:{tiny.root / 'new-store'}")
+    with pytest.raises(SweepError, match="is of another sweep that was named 'tiny' too"):
+        other.run()
+
+
+def test_a_broken_optuna_database_is_one_line(tiny):
+    tiny.home.create()
+    (tiny.root / "home" / "optuna.db").write_text("this is no database " * 300)
+    with pytest.raises(SweepError, match=r"Optuna's database .*optuna\.db") as caught:
+        tiny.run()
+    assert "\n" not in str(caught.value)
+
+
+# Drivers that are killed.
+
+CRASHING = {
+    "trials": 40,
+    "sampler": {"batch": 2},
+    "task": {"name": "planar", "points": 100},
+    "network": {"name": "mlp", "width": 3, "dropout": {"uniform": [0, 0.3]}},
+    "trainer": {"epochs": 1, "learning_rate": {"log_uniform": [1e-3, 1e-1]}},
+    "measure": {"gradient_norm": {"examples": 5}},
+    "execution": {"cohort_size": 2, "executor": "inline"},
+}
+
+
+@pytest.fixture(scope="session")
+def crasher():
+    """Runs drivers in children of a helper process (see crash.py)."""
+    helper = subprocess.Popen(
+        [sys.executable, str(Path(__file__).with_name("crash.py"))],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+    def drive(one, kill=None):
+        job = {"conf": one.tree, "name": one.name, "store": one.uri, "kill": kill}
+        job |= {"home": str(one.home.root), "cwd": str(one.root)}
+        helper.stdin.write(json.dumps(job) + "\n")
+        helper.stdin.flush()
+        return json.loads(helper.stdout.readline())
+
+    yield drive
+    helper.stdin.close()
+    helper.wait(timeout=10)
+
+
+EVERYWHERE = (
+    "create_sweep",
+    "set_state",
+    "ask",
+    "suggest",
+    "suggest_float",
+    "attempt",
+    "begin",
+    "submit",
+    "train",
+    "spool",
+    "rename",
+    "publish",
+    "tell",
+    "unlink",
+)
+IN_MLFLOW = ("create_run", "log_batch", "log_artifact", "set_terminated")
+
+
+def test_a_driver_killed_at_every_step_in_turn_loses_nothing(
+    tmp_path, store_uri, crasher, reference
+):
+    """One sweep, killed before and after each step, resumed each time, to the end."""
+    one = Sweep(tmp_path, store_uri, CRASHING)
+    calls = EVERYWHERE + (IN_MLFLOW if store_uri.startswith("sqlite") else ())
+    for call in calls:
+        for when in ("before", "after"):
+            nth = 2 if call in ("suggest_float", "rename", "log_batch") else 1
+            if call == "create_sweep" and when == "after":
+                continue  # Created already, unless the kill before it does not work.
+            answer = crasher(one, {"call": call, "when": when, "nth": nth})
+            assert answer == {"killed": True}, (call, when, answer)
+    answer = crasher(one)
+    assert answer.get("state") == "complete", answer.get("error")
+    assert_exactly_once(one, reference(CRASHING))
+
+
+@pytest.mark.slow
+def test_a_driver_killed_before_any_operation_that_lasts_loses_nothing(
+    tmp_path, store_uri, crasher, reference
+):
+    """Every rename, fsync, unlink and database commit of a whole sweep, one sweep for each."""
+    tree = {**CRASHING, "trials": 4}
+    whole = Sweep(tmp_path, store_uri, tree, "whole")
+    operations = crasher(whole)["operations"]
+    assert operations > 30
+    for operation in range(1, operations + 1):
+        one = Sweep(tmp_path, store_uri, tree, f"killed-{operation}")
+        one.home = Home(tmp_path / f"home-{operation}", one.name)
+        shutil.copytree(tmp_path / "home", one.home.root) if operation > 40 else None
+        first = crasher(one, {"operation": operation})
+        answer = crasher(one)
+        assert answer.get("state") == "complete", (operation, first, answer)
+        assert_exactly_once(one, reference(tree))
