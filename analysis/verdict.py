@@ -157,7 +157,10 @@ def _headline(kind: Kind, row: pd.Series, n: int) -> str:
             "as far as the sampled settings drive both."
         )
     else:
-        text = "The spectrum adds nothing: no feature of it goes detectably with the final loss."
+        text = (
+            f"The spectrum adds nothing that {n} trials could show: no feature of it goes "
+            "detectably with the final loss."
+        )
     if n < PLANNED and kind in ("adds", "redundant"):
         text = text[:-1] + f" (exploratory: {n} of the {PLANNED} trials planned for a conclusion)."
     return text

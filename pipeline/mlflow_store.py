@@ -131,7 +131,12 @@ class MlflowStore:
             experiment_id = client.create_experiment(
                 info.name,
                 artifact_location=None if location is None else f"{location}/{info.name}",
-                tags={f"{_PREFIX}experiment": info.name},
+                # Without the kind MLflow opens on its pages for language models.
+                tags={
+                    f"{_PREFIX}experiment": info.name,
+                    "mlflow.experimentKind": "custom_model_development",
+                    "mlflow.note.content": _note(info),
+                },
             )
             self._experiments[info.name] = experiment_id
         elif self._parent(info.name) is not None:
@@ -162,6 +167,7 @@ class MlflowStore:
         }
         run = client.create_run(experiment_id, start_time=info.created_ms, tags=tags)
         client.log_dict(run.info.run_id, asdict(info), "sweep.json")
+        client.log_dict(run.info.run_id, info.config, "config.yaml")
         client.set_tag(run.info.run_id, _SWEEP, info.name)
         self._parents[info.name] = run.info.run_id
         self._runs[info.name] = {}
@@ -431,12 +437,21 @@ class _Artifact:
             self._folder.cleanup()
 
 
+def _note(info: SweepInfo) -> str:
+    task, network = info.config["task"]["name"], info.config["network"]["name"]
+    return (
+        f"lyapsweep sweep `{info.name}`: {info.num_trials} trials of {network} on {task}. "
+        f"One run a trial, nested under the sweep's; expand it to plot them. "
+        f"The report: `lyapsweep report {info.name}`."
+    )
+
+
 def _params(start: TrialStart) -> list[Param]:
-    """Every setting; sampled ones that span decades get a log10 twin for plotting."""
+    """Every setting; those sampled in the logarithm get a log10 twin for plotting."""
     found = {key: _bare(value) for key, value in start.params.items()}
-    for key in start.sampled:
+    for key in start.log_scaled:
         value = start.params.get(key)
-        if isinstance(value, float) and value > 0:
+        if isinstance(value, int | float) and value > 0:
             found[f"log10.{key}"] = _bare(math.log10(value))
     return [Param(k, v[:6000]) for k, v in sorted(found.items())]
 
@@ -451,24 +466,27 @@ def _bare(value: Any) -> str:
 
 
 def _metrics(record: TrialRecord) -> list[Metric]:
-    """Finite scalars at their epochs, and the final ones again as `final.…`."""
+    """Finite scalars at their epochs, and the final loss again as `final.val_loss`.
+
+    Book-keeping of a measurement (`lyapunov.self_check.sum_rule`) stays in the Parquet file.
+    """
     found = []
     last: dict[str, Metric] = {}
-    for row in record.table.to_pylist():
+    rows = record.table.to_pylist()
+    for row in rows:
+        if row["quantity"].count(".") > 1:
+            continue
         if row["shape"] or not row["values"] or not math.isfinite(row["values"][0]):
             continue
         metric = Metric(row["quantity"], row["values"][0], row["time_ms"], row["epoch"])
         found.append(metric)
         last[row["quantity"]] = metric
     header = record.header
-    training = sum(
-        row["seconds"] or 0.0 for row in record.table.to_pylist() if row["quantity"] == "train_loss"
-    )
-    measuring = sum(
-        row["seconds"] or 0.0
-        for row in record.table.to_pylist()
-        if not row["quantity"].startswith(("train_", "val_", "test_"))
-    )
+    seconds = {True: 0.0, False: 0.0}
+    for row in rows:
+        if not row["quantity"].startswith(("val_", "test_")):
+            seconds[row["quantity"] == "train_loss"] += row["seconds"] or 0.0
+    training, measuring = seconds[True], seconds[False]
     if header.state == "complete" and "val_loss" in last:
         final = last["val_loss"]
         found.append(Metric("final.val_loss", final.value, final.timestamp, 0))

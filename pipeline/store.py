@@ -61,7 +61,10 @@ class SweepInfo:
 
 @dataclass(frozen=True)
 class TrialStart:
-    """What is known of a trial when it starts."""
+    """What is known of a trial when it starts.
+
+    `log_scaled` names those sampled params whose range is logarithmic.
+    """
 
     number: int
     uid: str
@@ -70,6 +73,7 @@ class TrialStart:
     sampled: tuple[str, ...]
     start_ms: int
     attempt: int = 1
+    log_scaled: tuple[str, ...] = ()
 
 
 class Store(Protocol):

@@ -296,6 +296,7 @@ class Driver:
             sampled=tuple(self.config.space),
             start_ms=_now_ms(),
             attempt=self._attempts[number],
+            log_scaled=self._log_scaled,
         )
         self.progress.running[number] = 0
         # While the store is silent the trial can train; publishing begins it once it answers.
@@ -503,6 +504,7 @@ class Driver:
             sampled=header.sampled,
             start_ms=header.start_ms,
             attempt=header.attempt,
+            log_scaled=self._log_scaled,
         )
         self._unbegun.add(header.trial)
 
@@ -544,6 +546,10 @@ class Driver:
         self.store.set_state(self.info.name, state)
         self._listen(self.progress)
         return Outcome(state, self.progress, reason)
+
+    @property
+    def _log_scaled(self) -> tuple[str, ...]:
+        return tuple(path for path, r in self.config.space.items() if r.is_log)
 
     def _uid(self, number: int) -> str:
         return f"{self.info.sweep_id}/{number}"

@@ -34,6 +34,7 @@ def start(number=0, **changes):
     }
     content = {"uid": f"id-{NAME}/{number}", "seed": 5, "params": params}
     content |= {"sampled": ("trainer.learning_rate", "trainer.dropout"), "start_ms": 1000}
+    content |= {"log_scaled": ("trainer.learning_rate",)}
     return TrialStart(number=number, **{**content, **changes})
 
 

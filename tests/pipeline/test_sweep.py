@@ -39,10 +39,15 @@ def conf(**sections):
 class Sweep:
     """A sweep in a folder, driven in this process as often as a test likes."""
 
-    def __init__(self, root, store_uri, tree=None, name=NAME):
+    empty_optuna = None
+
+    def __init__(self, root, store_uri, tree=None, name=NAME, home="home"):
         self.root, self.uri, self.name = root, store_uri, name
-        self.home = Home(root / "home", name)
+        self.home = Home(root / home, name)
         self.tree = CONF if tree is None else tree
+        if not self.home.root.exists():
+            self.home.root.mkdir()
+            shutil.copy(Sweep.empty_optuna, self.home.root / "optuna.db")
 
     @property
     def store(self):
@@ -68,13 +73,21 @@ class Sweep:
             storage=self.home.optuna_url, study_name=f"{self.name}-{info.sweep_id}"
         )
 
+    def tables(self):
+        return {r.header.trial: r.table for r in self.store.records(self.name)}
+
     def hashes(self):
-        return {
-            r.header.trial: records.content_hash(r.table) for r in self.store.records(self.name)
-        }
+        return {number: records.content_hash(table) for number, table in self.tables().items()}
 
     def params(self):
         return {t.number: t.params for t in self.study.trials}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _empty_optuna(tmp_path_factory):
+    """Optuna's tables take a second to make, so they are made once."""
+    Sweep.empty_optuna = tmp_path_factory.mktemp("optuna") / "optuna.db"
+    optuna.storages.RDBStorage(f"sqlite:///{Sweep.empty_optuna}")
 
 
 @pytest.fixture
@@ -89,7 +102,7 @@ def in_folder(tmp_path):
 
 @pytest.fixture(scope="session")
 def reference(tmp_path_factory):
-    """Undisturbed sweeps: tree → (content hashes, params), each run once."""
+    """Undisturbed sweeps: tree → (tables, params), each run once."""
     found = {}
 
     def of(tree):
@@ -98,25 +111,40 @@ def reference(tmp_path_factory):
             root = tmp_path_factory.mktemp("reference")
             one = Sweep(root, f"folder:{root / 'store'}", tree)
             assert one.run().state == "complete"
-            found[key] = one.hashes(), one.params()
+            found[key] = one.tables(), one.params()
         return found[key]
 
     return of
 
 
-def assert_exactly_once(one, reference_of_tree):
+def assert_close(found, expected):
+    """Equal but for the rounding of float32, which depends on how many train together."""
+    assert found.keys() == expected.keys()
+    for number, table in expected.items():
+        rows, others = table.to_pylist(), found[number].to_pylist()
+        named = [[(r["epoch"], r["quantity"]) for r in part] for part in (rows, others)]
+        assert named[0] == named[1]
+        for row, other in zip(rows, others, strict=True):
+            for name in ("epoch", "update", "quantity", "axes", "shape", "unit", "flags"):
+                assert row[name] == other[name]
+            assert other["values"] == pytest.approx(row["values"], rel=1e-4, abs=1e-5)
+
+
+def assert_exactly_once(one, reference_of_tree, *, same_cohorts=True):
     """Every trial once in Optuna, in the store, in Parquet; and as if nothing had happened."""
-    hashes, params = reference_of_tree
+    tables, params = reference_of_tree
     trials = one.study.trials
-    assert [t.number for t in trials] == list(range(len(hashes)))
+    assert [t.number for t in trials] == list(range(len(tables)))
     assert all(t.state.is_finished() for t in trials)
     assert one.params() == params
     found = list(one.store.records(one.name))
-    assert [r.header.trial for r in found] == list(range(len(hashes)))
-    assert one.hashes() == hashes
+    assert [r.header.trial for r in found] == list(range(len(tables)))
+    assert_close(one.tables(), tables)
+    if same_cohorts:
+        assert one.hashes() == {n: records.content_hash(t) for n, t in tables.items()}
     for trial, record in zip(trials, found, strict=True):
         assert trial.value == record.header.value
-        assert len({r.header.trial_uid for r in found}) == len(found)
+    assert len({r.header.trial_uid for r in found}) == len(found)
     assert set(one.store.states(one.name).values()) <= {"complete", "diverged", "failed"}
     assert one.store.sweep(one.name).state == "complete"
     assert list(one.home.spool.iterdir()) == []
@@ -181,8 +209,7 @@ def test_cohorts_change_no_trial(in_folder, reference, sampler):
     tree = conf(sampler={"name": sampler, "batch": 6})
     alone = in_folder({**tree, "execution": {"cohort_size": 1}}, "alone")
     alone.run()
-    _, params = reference(tree)
-    assert alone.params() == params
+    assert_exactly_once(alone, reference(tree), same_cohorts=False)
 
 
 def test_weights_are_kept_on_request(in_folder):
@@ -232,14 +259,14 @@ class Scrambled:
 
 @pytest.mark.parametrize("sampler", ["qmc", "tpe", "cmaes"])
 def test_neither_workers_nor_their_order_change_a_sweep(in_folder, sampler):
-    tree = conf(trials=18, sampler={"name": sampler, "batch": 6})
+    tree = conf(trials=15, sampler={"name": sampler, "batch": 5})
     found = []
     for slots, seed in ((1, 0), (3, 1), (3, 2)):
         one = in_folder(tree, f"run-{slots}-{seed}")
         assert one.run(Scrambled(slots, seed)).state == "complete"
         found.append((one.params(), one.hashes()))
     assert found[0] == found[1] == found[2]
-    assert len({str(p) for p in found[0][0].values()}) == 18
+    assert len({str(p) for p in found[0][0].values()}) == 15
 
 
 def test_ray_and_inline_give_identical_records(tmp_path, local_ray, reference):
@@ -349,9 +376,9 @@ class LosingExecutor(InlineExecutor):
 
 
 def test_trials_of_lost_workers_are_tried_again(tiny, reference):
-    outcome = tiny.run(LosingExecutor({0: 2, 2: 1}))
+    outcome = tiny.run(LosingExecutor({0: 2}))
     assert outcome.state == "complete"
-    assert_exactly_once(tiny, reference(CONF))
+    assert_exactly_once(tiny, reference(CONF), same_cohorts=False)
     attempts = {r.header.trial: r.header.attempt for r in tiny.store.records(NAME)}
     assert attempts[0] == 3
     assert min(attempts.values()) == 1
@@ -426,7 +453,7 @@ def test_a_folder_that_vanishes_and_comes_back_costs_nothing(tiny, reference, im
             away.append(0)
         elif away and aside.exists():
             away.append(progress.last)
-            if sum(map(len, map(str, away))) and len(away) == 4:
+            if len(away) == 4:
                 place.unlink()
                 aside.rename(place)
 
@@ -516,7 +543,7 @@ def test_a_stopped_sweep_is_resumed_as_if_it_had_not_been(tiny, reference, after
     assert "interrupted" in states.values()
     outcome = tiny.run()
     assert (outcome.state, outcome.progress.finished) == ("complete", 6)
-    assert_exactly_once(tiny, reference(CONF))
+    assert_exactly_once(tiny, reference(CONF), same_cohorts=False)
 
 
 def test_stopping_while_a_cohort_is_tried_in_parts_leaves_none_running(tiny, fragile):
@@ -536,9 +563,9 @@ def test_stopping_while_a_cohort_is_tried_in_parts_leaves_none_running(tiny, fra
 def test_a_home_that_knows_nothing_of_the_sweep_is_refused(tiny):
     """Resuming from another folder would train everything a second time."""
     tiny.run()
-    tiny.home = Home(tiny.root / "elsewhere", NAME)
+    elsewhere = Sweep(tiny.root, tiny.uri, home="elsewhere")
     with pytest.raises(SweepError, match="LYAPSWEEP_HOME"):
-        tiny.run()
+        elsewhere.run()
     assert len(list(tiny.store.records(NAME))) == 6
 
 
@@ -624,6 +651,7 @@ def test_a_driver_killed_at_every_step_in_turn_loses_nothing(
     tmp_path, store_uri, crasher, reference
 ):
     """One sweep, killed before and after each step, resumed each time, to the end."""
+    crasher(Sweep(tmp_path, store_uri, {**CRASHING, "trials": 2}, "warm-up"))
     one = Sweep(tmp_path, store_uri, CRASHING)
     calls = EVERYWHERE + (IN_MLFLOW if store_uri.startswith("sqlite") else ())
     for call in calls:
@@ -649,8 +677,6 @@ def test_a_driver_killed_before_any_operation_that_lasts_loses_nothing(
     assert operations > 30
     for operation in range(1, operations + 1):
         one = Sweep(tmp_path, store_uri, tree, f"killed-{operation}")
-        one.home = Home(tmp_path / f"home-{operation}", one.name)
-        shutil.copytree(tmp_path / "home", one.home.root) if operation > 40 else None
         first = crasher(one, {"operation": operation})
         answer = crasher(one)
         assert answer.get("state") == "complete", (operation, first, answer)
