@@ -124,28 +124,25 @@ def sweep(
 @app.command()
 def resume(
     name: NameArgument,
+    settings: SettingsArgument = None,
     executor: ExecutorOption = None,
     address: AddressOption = None,
     store: StoreOption = None,
 ) -> None:
     """Go on with a sweep that was interrupted, in whatever way. No trial is lost or run twice.
 
-    Example: lyapsweep resume demo-20260101-120000
-    """
-    import dataclasses
+    Only settings of `execution` can be changed: workers, max_failed_share, …
 
+    Example: lyapsweep resume demo-20260101-120000 execution.workers=4
+    """
+    from pipeline import config as configs
     from pipeline import sweep as sweeps
     from pipeline.home import Home
     from pipeline.store import check_name, open_store
 
     opened = open_store(store)
     info = opened.sweep(check_name(name))
-    config = sweeps.stored_config(info)
-    if executor is not None:
-        from pipeline.config import check
-
-        tree = {**config.tree, "execution": {**config.tree["execution"], "executor": executor}}
-        config = dataclasses.replace(config, execution=check(tree).execution)
+    config = configs.with_execution(sweeps.stored_config(info), _with_executor(settings, executor))
     _check_address(config, address)
     sweeps.preflight(config)
     opened.prepare()

@@ -48,8 +48,9 @@ class ConfigError(ValueError):
 class Sampler(Config):
     """How values are drawn from the ranges.
 
-    batch: trials asked for at a time. Adaptive samplers learn from a batch before they are
-        asked for the next, so that a sweep repeats exactly whatever the number of workers.
+    batch: trials asked for at a time; None takes eight cohorts, two for adaptive samplers.
+        These learn from a batch before they are asked for the next, so that a sweep repeats
+        exactly whatever the number of workers.
     """
 
     name: Literal["qmc", "random", "grid", "tpe", "gp", "cmaes"] = "qmc"
@@ -113,8 +114,8 @@ class SweepConfig:
     @property
     def batch_size(self) -> int:
         """How many trials the sampler is asked for at a time."""
-        cohorts = 2 if self.sampler.is_adaptive else 8
-        return self.sampler.batch or cohorts * self.execution.cohort_size
+        assert self.sampler.batch is not None, "resolved by check"
+        return self.sampler.batch
 
     @property
     def limits(self) -> Limits:
@@ -202,6 +203,21 @@ def load(path: Path, overrides: Sequence[str] = ()) -> SweepConfig:
     return check({str(k): v for k, v in tree.items()}, source=str(path), origin=origin)
 
 
+def with_execution(config: SweepConfig, overrides: Sequence[str]) -> SweepConfig:
+    """The same sweep carried out otherwise. Raises ConfigError for settings that shape results."""
+    tree = json.loads(json.dumps(config.tree))
+    origin = {}
+    for override in overrides:
+        key = _apply(tree, override)
+        if not key.startswith("execution."):
+            raise ConfigError(
+                f"command line {override!r}: a sweep that was begun keeps its settings; only "
+                "execution.… can change, or start another sweep"
+            )
+        origin[key] = f"command line {override!r}:"
+    return check(tree, origin=origin)
+
+
 def _apply(tree: Any, override: str) -> str:
     key, equals, text = override.partition("=")
     key = key.strip()
@@ -252,24 +268,30 @@ def check(
     sampler = problems.section(Sampler, "sampler", tree.get("sampler", {}))
     execution = problems.section(Execution, "execution", tree.get("execution", {}))
     seed = problems.whole(tree, "seed", default=0, low=0, high=2**63 - 1)
-    trainers = []
+    found: list[tuple[Choice, Choice, Trainer]] = []
     for values in _ends(ranges):
         filled = space.fill({k: tree[k] for k in _RANGED if k in tree}, values)
-        problems.choice("tasks", "task", filled["task"])
-        problems.choice("networks", "network", filled["network"])
-        trainers.append(problems.section(Trainer, "trainer", filled.get("trainer", {})))
+        task = problems.choice("tasks", "task", filled["task"])
+        network = problems.choice("networks", "network", filled["network"])
+        trainer = problems.section(Trainer, "trainer", filled.get("trainer", {}))
+        found.append((task, network, trainer))
     problems.raise_any()
 
     trials = _num_trials(problems, tree, sampler, ranges)
-    measure = _measurements(problems, tree.get("measure", {}), max(t.epochs for t in trainers))
+    measure = _measurements(problems, tree.get("measure", {}), max(t.epochs for *_, t in found))
     problems.raise_any()
+    if sampler.batch is None:
+        cohorts = 2 if sampler.is_adaptive else 8
+        sampler = dataclasses.replace(sampler, batch=cohorts * execution.cohort_size)
+    task, network, trainer = found[0]
     resolved = {
         "seed": seed,
         "trials": trials,
         "sampler": dataclasses.asdict(sampler),
-        "task": dict(tree["task"]),
-        "network": dict(tree["network"]),
-        "trainer": dict(tree.get("trainer", {})),
+        # With defaults, so that a later version with others resumes the sweep that was begun.
+        "task": {**_plain(dataclasses.asdict(task.config)), **tree["task"]},
+        "network": {**_plain(dataclasses.asdict(network.config)), **tree["network"]},
+        "trainer": {**_plain(dataclasses.asdict(trainer)), **tree.get("trainer", {})},
         "measure": {c.name: _plain(dataclasses.asdict(c.config)) for c in measure},
         "execution": dataclasses.asdict(execution),
     }

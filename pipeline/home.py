@@ -58,7 +58,8 @@ class Home:
         """Raises HomeError where the folder cannot be written."""
         try:
             self.spool.mkdir(parents=True, exist_ok=True)
-            probe = self.spool / f".write-test-{os.getpid()}"
+            # Named so that `spooled` removes it should we die between the next two lines.
+            probe = self.spool / f"write-test-{os.getpid()}.tmp"
             probe.write_bytes(b"x")
             probe.unlink()
         except OSError as error:

@@ -438,9 +438,8 @@ class _Artifact:
 
 
 def _note(info: SweepInfo) -> str:
-    task, network = info.config["task"]["name"], info.config["network"]["name"]
     return (
-        f"lyapsweep sweep `{info.name}`: {info.num_trials} trials of {network} on {task}. "
+        f"lyapsweep sweep `{info.name}`: {info.num_trials} trials. "
         f"One run a trial, nested under the sweep's; expand it to plot them. "
         f"The report: `lyapsweep report {info.name}`."
     )

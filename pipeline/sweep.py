@@ -165,6 +165,7 @@ class Driver:
         self._queue: deque[Cohort] = deque()
         self._in_flight = 0
         self._open_in_batch: set[int] = set()
+        self._due: set[int] = set()
         self._unbegun: set[int] = set()
         self._waiting: deque[Path] = deque()
         self._retry_at, self._retries = 0.0, 0
@@ -230,23 +231,29 @@ class Driver:
                 "was started, or set LYAPSWEEP_HOME or LYAPSWEEP_OPTUNA to what was used there"
             )
         self._drain()
-        left = []
+        left, finished = [], []
         for frozen in self.study.get_trials(deepcopy=False):
             if frozen.state.is_finished():
                 self._count(frozen)
+                finished.append(frozen)
             else:
                 left.append(frozen)
         self.progress.finished_before = self.progress.finished
-        if left:
-            self.study.sampler = self._sampler(left[0].number)
-            self._enqueue([Trial(self.study, frozen._trial_id) for frozen in left])
+        # A batch that was asked for in part is completed first, so that it is planned as a whole.
+        num_asked, size = len(left) + len(finished), self.config.batch_size
+        missing = min(-num_asked % size, self.config.trials - num_asked)
+        if left or missing:
+            first = left[0].number if left else num_asked
+            self.study.sampler = self._sampler(first - first % size)
+            again = [Trial(self.study, frozen._trial_id) for frozen in left]
+            self._enqueue([*again, *(self.study.ask() for _ in range(missing))], finished)
 
     def _fill_slots(self) -> None:
         while not self.progress.is_stopping and self._in_flight < self.executor.num_slots:
             if not self._queue and not self._ask():
                 return
             cohort = self._queue.popleft()
-            for spec in cohort.trials:
+            for spec in self._due_of(cohort):
                 self._begin(spec.number)
             self.executor.submit(cohort)
             self._in_flight += 1
@@ -263,15 +270,33 @@ class Driver:
         self._enqueue([self.study.ask() for _ in range(count)])
         return True
 
-    def _enqueue(self, trials: Sequence[Trial]) -> None:
-        specs = []
+    def _enqueue(
+        self, trials: Sequence[Trial], finished: Sequence[optuna.trial.FrozenTrial] = ()
+    ) -> None:
+        """Plans trials, batch by batch as they were asked for.
+
+        Trials that an earlier driver finished keep their places: how many train together shows
+        in the last bits, and a sweep that was interrupted shall equal one that was not. They
+        are trained along where a cohort-mate is due, and nothing is recorded of them.
+        """
         for trial in trials:
             values = sampling.suggest(trial, self.config.space)
             spec = self.config.spec(trial.number, values)
             self._trials[trial.number], self._specs[trial.number] = trial, spec
-            specs.append(spec)
-        self._open_in_batch = {spec.number for spec in specs}
-        self._queue.extend(plan(specs, self.config.limits))
+        self._open_in_batch = {trial.number for trial in trials}
+        self._due |= self._open_in_batch
+        size = self.config.batch_size
+        for batch in sorted({trial.number // size for trial in trials}):
+            specs = {t.number: self._specs[t.number] for t in trials if t.number // size == batch}
+            for frozen in finished:
+                if frozen.number // size == batch:
+                    specs[frozen.number] = self.config.spec(frozen.number, frozen.params)
+            cohorts = plan([specs[number] for number in sorted(specs)], self.config.limits)
+            self._queue.extend(cohort for cohort in cohorts if self._due_of(cohort))
+
+    def _due_of(self, cohort: Cohort) -> list[TrialSpec]:
+        """The trials of a cohort that are still to be recorded."""
+        return [spec for spec in cohort.trials if spec.number in self._due]
 
     def _sampler(self, first_number: int) -> optuna.samplers.BaseSampler:
         return sampling.make_sampler(
@@ -313,18 +338,18 @@ class Driver:
     def _handle(self, event: Event) -> None:
         match event:
             case Reached(cohort, rung):
-                for number in cohort.numbers:
-                    self._rows[number] += rung.rows[number]
-                    self.progress.running[number] = rung.epoch
+                for spec in self._due_of(cohort):
+                    self._rows[spec.number] += rung.rows[spec.number]
+                    self.progress.running[spec.number] = rung.epoch
                 if rung.is_last:
                     self._in_flight -= 1
-                    for spec in cohort.trials:
+                    for spec in self._due_of(cohort):
                         self._finish(spec, rung)
             case Raised(cohort, traceback):
                 self._in_flight -= 1
                 if len(cohort.trials) > 1:
                     # Which member raised is unknown: try each alone, the others must not suffer.
-                    self._requeue(cohort, alone=True)
+                    self._requeue_alone(cohort)
                 else:
                     self._fail(cohort.trials[0], traceback)
             case Lost(cohort, reason):
@@ -332,21 +357,18 @@ class Driver:
                 self._lose(cohort, reason)
             case Stopped(cohort):
                 self._in_flight -= 1
-                for number in cohort.numbers:
-                    self._interrupt(number, "stopped by the user")
+                for spec in self._due_of(cohort):
+                    self._interrupt(spec.number, "stopped by the user")
 
-    def _requeue(self, cohort: Cohort, *, alone: bool) -> None:
-        for number in cohort.numbers:
-            self.progress.running.pop(number, None)
-        limits = self.config.limits
-        parts = [[spec] for spec in cohort.trials] if alone else [list(cohort.trials)]
-        for part in reversed(parts):
-            self._queue.extendleft(plan(part, limits))
+    def _requeue_alone(self, cohort: Cohort) -> None:
+        for spec in reversed(self._due_of(cohort)):
+            self.progress.running.pop(spec.number, None)
+            self._queue.extendleft(plan([spec], self.config.limits))
 
     def _lose(self, cohort: Cohort, reason: str) -> None:
         self.progress.last = f"worker lost ({reason}); its trials are tried again"
         again = []
-        for spec in cohort.trials:
+        for spec in self._due_of(cohort):
             lost = self._lost_times
             lost[spec.number] = lost.get(spec.number, 0) + 1
             if lost[spec.number] >= self.config.execution.attempts:
@@ -357,12 +379,13 @@ class Driver:
             for spec in again:
                 self._interrupt(spec.number, "worker lost while stopping")
         elif again:
-            first_loss = max(self._lost_times[s.number] for s in again) == 1
-            parts = [again] if first_loss else [[s] for s in again]
-            for part in parts:
-                for spec in part:
-                    self.progress.running.pop(spec.number, None)
-                self._queue.extend(plan(part, self.config.limits))
+            for spec in again:
+                self.progress.running.pop(spec.number, None)
+            if max(self._lost_times[s.number] for s in again) == 1:
+                self._queue.append(cohort)
+            else:
+                for spec in again:
+                    self._queue.extend(plan([spec], self.config.limits))
 
     def _interrupt(self, number: int, reason: str) -> None:
         self.progress.running.pop(number, None)
@@ -422,6 +445,7 @@ class Driver:
         table = records.to_table(self.info.name, number, self._rows.pop(number, []))
         records.write(TrialRecord(header, table), path)
         self.progress.running.pop(number, None)
+        self._due.discard(number)
         self._waiting.append(path)
         self._publish_waiting()
 
@@ -541,7 +565,8 @@ class Driver:
     def _end(self, state: str, reason: str) -> Outcome:
         if state == "failed":
             self.executor.stop()
-        for number in [*self.progress.running, *(n for c in self._queue for n in c.numbers)]:
+        queued = [spec.number for cohort in self._queue for spec in self._due_of(cohort)]
+        for number in [*self.progress.running, *queued]:
             self._interrupt(number, reason)
         self.store.set_state(self.info.name, state)
         self._listen(self.progress)

@@ -188,6 +188,14 @@ def test_killed_driver_and_resume(run: Run, folder: Path, delay: float) -> None:
     once_everywhere(folder, "killed", 6, 41)
 
 
+def test_resume_changes_how_and_not_what(run: Run, folder: Path) -> None:
+    assert run("sweep", "tiny.yaml", "--name", "one").code == 0
+    refused = run("resume", "one", "network.units=16")
+    assert refused.code == 2
+    assert "keeps its settings" in refused.err
+    assert run("resume", "one", "execution.threads=2").code == 0
+
+
 def descendants(pid: int) -> list[tuple[int, str]]:
     listing = subprocess.run(
         ["ps", "-eo", "pid=,ppid=,args="], capture_output=True, text=True, check=True
@@ -203,14 +211,15 @@ def descendants(pid: int) -> list[tuple[int, str]]:
 
 
 def test_killed_ray_worker_needs_no_command(run: Run, folder: Path) -> None:
-    process = start(folder, "sweep", "tiny.yaml", "--name", "wounded", "--executor", "ray", *LONG)
+    long = [*LONG, "trainer.epochs=300", "measure.lyapunov_spectrum.at=[0]"]
+    process = start(folder, "sweep", "tiny.yaml", "--name", "wounded", "--executor", "ray", *long)
     wait_for_line(process, r"epoch (0-)?[1-9]")
     workers = [pid for pid, args in descendants(process.pid) if args.startswith("ray::_Actor")]
     assert workers
     os.kill(workers[0], signal.SIGKILL)
     _, err = process.communicate(timeout=180)
     assert process.returncode == 0, err
-    once_everywhere(folder, "wounded", 6, 41)
+    once_everywhere(folder, "wounded", 6, 301)
     left = [pid for pid in workers[1:] if Path(f"/proc/{pid}").exists()]
     assert not left, "workers must end with the sweep"
 

@@ -10,6 +10,7 @@ import importlib
 import json
 import os
 import signal
+import sqlite3
 import sys
 import traceback
 from pathlib import Path
@@ -53,7 +54,8 @@ CALLS = {
 def _without_waiting_for_the_disk(connection, _):
     """Drivers are killed here, not the power: what the kernel has is safe, and faster."""
     if type(connection).__module__.startswith("sqlite3"):
-        connection.execute("PRAGMA synchronous=OFF")
+        with contextlib.suppress(sqlite3.DatabaseError):  # Not a database: not ours to say.
+            connection.execute("PRAGMA synchronous=OFF")
 
 
 def die():

@@ -277,8 +277,12 @@ def test_the_order_of_keys_changes_neither_hash_nor_design():
 
 def test_execution_changes_no_hash_and_everything_else_does():
     reference = config.check(TREE).hash
-    execution = {"executor": "inline", "cohort_size": 3, "workers": 2}
+    execution = {"executor": "inline", "threads": 2, "workers": 2}
     assert config.check(changed(execution=execution)).hash == reference
+    # How many are asked for at a time follows from the cohorts, and steers adaptive samplers.
+    larger = config.check(changed(execution={"cohort_size": 3}))
+    assert larger.sampler.batch == 24
+    assert larger.hash != reference
     others = [
         changed(seed=1),
         changed(trials=9),

@@ -5,8 +5,10 @@ import os
 import random
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import optuna
@@ -463,6 +465,27 @@ def test_a_folder_that_vanishes_and_comes_back_costs_nothing(tiny, reference, im
     assert_exactly_once(tiny, reference(CONF))
 
 
+@pytest.mark.slow
+def test_a_database_locked_for_longer_than_mlflow_waits_costs_nothing(
+    tmp_path, empty_mlflow, reference
+):
+    database = shutil.copy(empty_mlflow, tmp_path / "mlflow.db")
+    one = Sweep(tmp_path, f"sqlite:///{database}")
+    timers, messages = [], []
+
+    def lock(progress):
+        messages.append(progress.last)
+        if progress.finished == 2 and not timers:
+            other = sqlite3.connect(database, check_same_thread=False, isolation_level=None)
+            other.execute("BEGIN EXCLUSIVE")
+            timers.append(threading.Timer(30, other.close))
+            timers[0].start()
+
+    assert one.run(listener=lock).state == "complete"
+    assert any("locked" in message for message in messages)
+    assert_exactly_once(one, reference(CONF))
+
+
 def test_a_store_that_stays_away_loses_nothing(tiny, reference, impatient, monkeypatch):
     store = tiny.store
 
@@ -543,7 +566,7 @@ def test_a_stopped_sweep_is_resumed_as_if_it_had_not_been(tiny, reference, after
     assert "interrupted" in states.values()
     outcome = tiny.run()
     assert (outcome.state, outcome.progress.finished) == ("complete", 6)
-    assert_exactly_once(tiny, reference(CONF), same_cohorts=False)
+    assert_exactly_once(tiny, reference(CONF))
 
 
 def test_stopping_while_a_cohort_is_tried_in_parts_leaves_none_running(tiny, fragile):
@@ -647,13 +670,17 @@ EVERYWHERE = (
 IN_MLFLOW = ("create_run", "log_batch", "log_artifact", "set_terminated")
 
 
+@pytest.mark.parametrize("kind", [pytest.param("folder", marks=pytest.mark.slow), "mlflow"])
 def test_a_driver_killed_at_every_step_in_turn_loses_nothing(
-    tmp_path, store_uri, crasher, reference
+    tmp_path, empty_mlflow, crasher, reference, kind
 ):
     """One sweep, killed before and after each step, resumed each time, to the end."""
+    store_uri = f"folder:{tmp_path / 'store'}"
+    if kind == "mlflow":
+        store_uri = f"sqlite:///{shutil.copy(empty_mlflow, tmp_path / 'mlflow.db')}"
     crasher(Sweep(tmp_path, store_uri, {**CRASHING, "trials": 2}, "warm-up"))
     one = Sweep(tmp_path, store_uri, CRASHING)
-    calls = EVERYWHERE + (IN_MLFLOW if store_uri.startswith("sqlite") else ())
+    calls = EVERYWHERE + (IN_MLFLOW if kind == "mlflow" else ())
     for call in calls:
         for when in ("before", "after"):
             nth = 2 if call in ("suggest_float", "rename", "log_batch") else 1
