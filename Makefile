@@ -13,10 +13,10 @@ READY := .venv/.ready-$(shell pwd -P | cksum | cut -d ' ' -f 1)
 UNFINISHED := .venv/.unfinished
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 
-.PHONY: help setup demo test lint bench clean
+.PHONY: help setup demo test lint bench bench-engine clean
 
 help: ## list the targets
-	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 16
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 16
 	@echo
 	@echo '  make test ARGS="-k spectrum"      passes ARGS to pytest (-m slow: the proofs that take minutes)'
 	@echo '  make setup PYTHON=python3.12      sets .venv up with another Python'
@@ -64,6 +64,9 @@ lint: $(READY) ## ruff (check and format), mypy --strict, import rules
 
 bench: $(READY) ## measure what we claim to be fast; prints one table
 	@$(BIN)/python tests/bench/run_all.py $(ARGS)
+
+bench-engine: $(READY) ## spectra beside the textbook way and their bare products
+	@OMP_NUM_THREADS=1 $(BIN)/python tests/bench/run_all.py engine
 
 clean: ## remove .venv, caches and build products; sweeps and reports stay
 	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -330,6 +330,7 @@ class _Spending:
     def __init__(self, num_epochs: int) -> None:
         self.training = 0.0
         self._num_epochs = num_epochs
+        self._fitted: dict[str, Diagnostic] = {}
         self._measuring: dict[str, float] = {}
         self._dearest: dict[str, float] = {}
 
@@ -343,29 +344,71 @@ class _Spending:
     ) -> None:
         """Takes a reading, or records that it would have cost too much."""
         budget = diagnostic.config.budget
+        moment = _moment(population, epoch)
+        if budget is not None and getattr(diagnostic, "can_shrink", False):
+            if name not in self._fitted:
+                started = time.perf_counter()
+                seconds = budget * self._expected(population, epoch)
+                self._fitted[name] = diagnostic.fit(
+                    population.network,
+                    population.task,
+                    moment,
+                    seconds / self._num_due(diagnostic, epoch),
+                )
+                self._measuring[name] = time.perf_counter() - started
+            diagnostic = self._fitted[name]
         spent, dearest = self._measuring.get(name, 0.0), self._dearest.get(name, 0.0)
         if budget is not None and epoch > 0:
-            expected_training = self.training * self._num_epochs / epoch
+            expected_training = self._expected(population, epoch)
             if spent + dearest > budget * expected_training:
                 share = (spent + dearest) / expected_training
                 recorder.add_skipped(name, {"budget": budget, "would_be_share": share})
                 return
         started = time.perf_counter()
-        cohort = population.cohort
-        readings = diagnostic.measure(
-            population.network,
-            population.task,
-            Moment(
-                epoch=epoch,
-                update=population.update,
-                probe_seed=seed_for(cohort.sweep_seed, "probe"),
-                tangent_seeds=tuple(seed_for(t.seed, "tangents") for t in cohort.trials),
-            ),
-        )
+        readings = diagnostic.measure(population.network, population.task, moment)
         seconds = time.perf_counter() - started
         self._measuring[name] = spent + seconds
         self._dearest[name] = max(dearest, seconds)
         recorder.add_readings(readings, seconds)
+
+    def _expected(self, population: Population, epoch: int) -> float:
+        """Seconds that all epochs of training will take together."""
+        if epoch > 0:
+            return self.training * self._num_epochs / epoch
+        return self._num_epochs * _rehearse(population)
+
+    def _num_due(self, diagnostic: Diagnostic, epoch: int) -> int:
+        """Readings still to be taken, this one included."""
+        at = diagnostic.config.at
+        epochs = range(epoch, self._num_epochs + 1)
+        return len(epochs if at is None else [e for e in epochs if e in at])
+
+
+def _moment(population: Population, epoch: int) -> Moment:
+    cohort = population.cohort
+    return Moment(
+        epoch=epoch,
+        update=population.update,
+        probe_seed=seed_for(cohort.sweep_seed, "probe"),
+        tangent_seeds=tuple(seed_for(t.seed, "tangents") for t in cohort.trials),
+    )
+
+
+def _rehearse(population: Population) -> float:
+    """Seconds an epoch will take, from its first batch twice over; weights and draws stay."""
+    network, task = population.network, population.task
+    batches = task.training_batches(1)
+    first = next(iter(batches))
+    count = 1 + sum(1 for _ in batches)
+    seconds = []
+    # The first round warms the kernels up.
+    for _ in range(2):
+        started = time.perf_counter()
+        outputs_N, _state = network(first.inputs)
+        loss = task.per_example(outputs_N, first.targets)["loss"].mean(1).sum()
+        torch.autograd.grad(loss, population.optimiser.parameters)
+        seconds.append(time.perf_counter() - started)
+    return seconds[-1] * count
 
 
 def _note_divergence(population: Population, alive_N: Tensor) -> None:

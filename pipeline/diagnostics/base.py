@@ -54,8 +54,9 @@ class DiagnosticConfig(Config):
     """When to measure, and how dear it may be.
 
     at: epochs after which to measure; 0 is before training.
-    budget: largest share of the training time that may go into this measurement. A reading
-        that would exceed it is skipped and recorded as skipped. None: no limit.
+    budget: largest share of the training time that may go into this measurement. Measurements
+        that can be made cheaper are, once, before their first reading; a reading that would
+        exceed the budget all the same is skipped and recorded as skipped. None: no limit.
     """
 
     at: tuple[Annotated[int, Bounds(ge=0)], ...] | None = None
@@ -80,6 +81,7 @@ class Diagnostic(ABC):
     """One measurement. Leaves the network, its gradients and every random state as they were."""
 
     Config: ClassVar[type[DiagnosticConfig]]
+    can_shrink: ClassVar[bool] = False
 
     def __init__(self, config: Any) -> None:
         self.config = config
@@ -87,6 +89,14 @@ class Diagnostic(ABC):
     @abstractmethod
     def check(self, network: Network, task: Task) -> None:
         """Raises UnsuitableError where this cannot be measured on this network or task."""
+
+    def fit(self, network: Network, task: Task, moment: Moment, seconds: float) -> "Diagnostic":
+        """This measurement, cut down where needed so that a reading takes about `seconds`.
+
+        Asked where `can_shrink`, once a run, so that all its readings are of one kind; what was
+        cut stands in their details. Raises nothing where even the least is too dear.
+        """
+        return self
 
     @abstractmethod
     def measure(self, network: Network, task: Task, moment: Moment) -> list[Reading]:

@@ -6,7 +6,8 @@ marked, in the spectrum and in every scalar it enters. NaN weights give NaN and 
 Shapes: N members, B sequences, K exponents, D state.
 """
 
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
 import torch
@@ -18,6 +19,9 @@ from pipeline.dynamics.spectrum import Spectrum, lyapunov_spectrum
 from pipeline.dynamics.uncertainty import standard_error
 from tasks.base import Batch, Bounds, Task, UnsuitableError, generator_for
 from tasks.networks.base import Network, StateConvention
+
+FEWEST_EXPONENTS, FEWEST_SEQUENCES, FEWEST_STEPS = 8, 2, 25
+"""What a budget leaves at least."""
 
 PRECISIONS = {"float64": torch.float64, "float32": torch.float32}
 
@@ -36,6 +40,9 @@ class LyapunovSpectrum(Diagnostic):
         steps: counted steps of each.
         warmup: steps before them, through which state and frame relax.
         t_on: steps between re-orthonormalisations; "auto" keeps rounding out.
+        budget: where it is too small for these settings, k is halved down to 8, then sequences
+            down to 2, then steps and warm-up down to 25; the details of every reading say what
+            was asked for and what was used. Timing decides, so that two runs may differ.
         near_zero: |λ| in nats/step up to which an exponent counts as near zero.
         precision: of states and tangents; logs are float64 always.
         """
@@ -50,6 +57,11 @@ class LyapunovSpectrum(Diagnostic):
         precision: Literal["float64", "float32"] = "float64"
 
     config: Config
+    can_shrink = True
+
+    def __init__(self, config: Any, asked: Any = None) -> None:
+        super().__init__(config)
+        self._asked = asked or config
 
     def check(self, network: Network, task: Task) -> None:
         """Raises UnsuitableError for feed-forward networks, k beyond the state, too long probes."""
@@ -73,20 +85,83 @@ class LyapunovSpectrum(Diagnostic):
 
     def measure(self, network: Network, task: Task, moment: Moment) -> list[Reading]:
         """Spectrum, max, mean, sum, Kaplan–Yorke dimension, near-zero count, T_ON, self-checks."""
-        config = self.config
         probe = self._probe(task, moment.probe_seed)
-        spectrum = lyapunov_spectrum(
-            network,
-            probe.inputs,
-            k=config.k,
-            state=config.state,
-            steps=config.steps,
-            warmup=config.warmup,
-            t_on=config.t_on,
-            dtype=PRECISIONS[config.precision],
-            generator=[torch.Generator().manual_seed(seed) for seed in moment.tangent_seeds],
-        )
-        return readings(spectrum, config, num_sequences=len(probe.inputs))
+        spectrum = _spectrum(network, probe.inputs, self.config, moment)
+        found = readings(spectrum, self.config, num_sequences=len(probe.inputs))
+        if self._asked == self.config:
+            return found
+        asked = {name: getattr(self._asked, name) for name in CUT}
+        return [replace(r, details={**r.details, "asked": asked}) for r in found]
+
+    def fit(
+        self, network: Network, task: Task, moment: Moment, seconds: float
+    ) -> "LyapunovSpectrum":
+        """Fewer exponents, then sequences, then steps, until a reading takes about `seconds`."""
+        asked = self.config
+        probe = self._probe(task, moment.probe_seed)
+        size = network.orbit(probe.inputs[:1, :1], state=asked.state).tangent_size
+        most = asked.k or size
+        # From few exponents to many, so that what is too dear is tried for two steps only.
+        candidates = sorted({min(most, FEWEST_EXPONENTS * 2**n) for n in range(32)})
+        fitting: LyapunovSpectrum.Config | None = None
+        expected = 0.0
+        for k in candidates:
+            config = replace(asked, k=None if k == size else k)
+            cost = _expected_seconds(network, probe.inputs, config, moment)
+            if cost > seconds:
+                expected = expected or cost
+                break
+            fitting, expected = config, cost
+        if fitting is None:
+            fitting = _shortened(replace(asked, k=candidates[0]), seconds / expected)
+        if (fitting.k or size) == most:
+            fitting = replace(fitting, k=asked.k)
+        return LyapunovSpectrum(fitting, asked)
+
+
+CUT = ("k", "sequences", "steps", "warmup")
+"""Settings that a budget may cut."""
+
+
+def _spectrum(
+    network: Network, inputs: Tensor, config: LyapunovSpectrum.Config, moment: Moment
+) -> Spectrum:
+    return lyapunov_spectrum(
+        network,
+        inputs,
+        k=config.k,
+        state=config.state,
+        steps=config.steps,
+        warmup=config.warmup,
+        t_on=config.t_on,
+        dtype=PRECISIONS[config.precision],
+        generator=[torch.Generator().manual_seed(seed) for seed in moment.tangent_seeds],
+    )
+
+
+def _expected_seconds(
+    network: Network, inputs: Tensor, config: LyapunovSpectrum.Config, moment: Moment
+) -> float:
+    """What a reading will take, from the time of two and of six steps."""
+    whole = config.warmup + config.steps
+    times = []
+    for steps in (1, 2, 6):
+        started = time.perf_counter()
+        short = replace(config, warmup=0, steps=min(steps, whole))
+        _spectrum(network, inputs[:, : short.steps], short, moment)
+        times.append(time.perf_counter() - started)
+    _, two, six = times
+    return two + max(0.0, six - two) / 4 * max(0, whole - 2)
+
+
+def _shortened(config: LyapunovSpectrum.Config, share: float) -> LyapunovSpectrum.Config:
+    """Sequences, then steps halved until no more than `share` of the work is left."""
+    while share < 1 and config.sequences >= 2 * FEWEST_SEQUENCES:
+        config, share = replace(config, sequences=config.sequences // 2), 2 * share
+    while share < 1 and config.steps >= 2 * FEWEST_STEPS:
+        half = replace(config, steps=config.steps // 2, warmup=config.warmup // 2)
+        config, share = half, 2 * share
+    return config
 
 
 def readings(

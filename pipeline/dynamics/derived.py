@@ -29,6 +29,10 @@ def kaplan_yorke(exponents: ArrayLike, dimension: int) -> Array:
 
     j is the largest number of leading exponents with a sum ≥ 0; 0 where λ_1 < 0, D where the sum
     of all D is ≥ 0, NaN where k < D exponents do not reach a negative sum.
+
+    Example:
+        >>> round(float(kaplan_yorke([0.9056, 0.0, -14.5722], 3)), 4)  # Lorenz 1963
+        2.0621
     """
     ordered = -np.sort(-_spectra(exponents), axis=-1)
     k = ordered.shape[-1]
@@ -52,6 +56,10 @@ def entropy_bound(exponents: ArrayLike, dimension: int) -> Array:
     """Sum of the positive exponents, Ruelle's upper bound of the Kolmogorov–Sinai entropy.
 
     Equal to it where Pesin's formula holds. NaN where k < D and all k are positive.
+
+    Example:
+        >>> float(entropy_bound([0.5, 0.25, -1.0], 7))
+        0.75
     """
     values = _spectra(exponents)
     total = np.where(values > 0, values, 0.0).sum(-1)
@@ -60,26 +68,47 @@ def entropy_bound(exponents: ArrayLike, dimension: int) -> Array:
 
 
 def total(exponents: ArrayLike) -> Array:
-    """Sum of the exponents given: mean log|det J| where they are all of them."""
+    """Sum of the exponents given: mean log|det J| where they are all of them.
+
+    Example:
+        >>> float(total([0.5, -1.0]))
+        -0.5
+    """
     return np.asarray(_spectra(exponents).sum(-1))
 
 
 def gaps(exponents: ArrayLike) -> Array:
-    """λ_i − λ_{i+1} (…, k − 1); NaN between two −inf."""
+    """λ_i − λ_{i+1} (…, k − 1); NaN between two −inf.
+
+    Example:
+        >>> gaps([0.5, 0.0, -1.0]).tolist()
+        [0.5, 1.0]
+    """
     values = _spectra(exponents)
     with np.errstate(invalid="ignore"):
         return np.asarray(values[..., :-1] - values[..., 1:])
 
 
 def near_zero(exponents: ArrayLike, threshold: float) -> Array:
-    """Number of exponents with |λ| ≤ threshold: directions that neither grow nor fade."""
+    """Number of exponents with |λ| ≤ threshold: directions that neither grow nor fade.
+
+    Example:
+        >>> float(near_zero([0.5, 0.01, -0.02, -1.0], 0.05))
+        2.0
+    """
     values = _spectra(exponents)
     count = (np.abs(values) <= threshold).sum(-1).astype(np.float64)
     return np.where(np.isnan(values).any(-1), np.nan, count)
 
 
 def moments(exponents: ArrayLike) -> dict[str, Array]:
-    """Mean, population standard deviation, skewness and excess kurtosis over the exponents."""
+    """Mean, population standard deviation, skewness and excess kurtosis over the exponents.
+
+    Example:
+        >>> found = moments([1.0, 0.0, -1.0])
+        >>> {name: round(float(value), 3) for name, value in found.items()}
+        {'mean': 0.0, 'std': 0.816, 'skewness': 0.0, 'kurtosis': -1.5}
+    """
     values = _spectra(exponents)
     mean = values.mean(-1)
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -97,7 +126,13 @@ def moments(exponents: ArrayLike) -> dict[str, Array]:
 def features(
     exponents: ArrayLike, dimension: int, *, near_zero_threshold: float, leading: int = 10
 ) -> dict[str, Array]:
-    """The scalar features that the analysis relates to performance, by name."""
+    """The scalar features that the analysis relates to performance, by name.
+
+    Example:
+        >>> found = features([0.5, -0.01, -1.0], 3, near_zero_threshold=0.05)
+        >>> float(found["max"]), float(found["gap"]), float(found["near_zero"])
+        (0.5, 0.51, 1.0)
+    """
     values = _spectra(exponents)
     ordered = np.where(np.isnan(values).any(-1, keepdims=True), np.nan, -np.sort(-values, axis=-1))
     result: dict[str, Any] = {

@@ -4,13 +4,19 @@ J_t Q_{t−1} = Q_t R_t with R_ii ≥ 0; the i-th Lyapunov exponent is the mean 
 The frame may be re-orthonormalised every T_ON steps only. What limits T_ON is rounding: column i
 of R decays relative to its own norm like exp(−T_ON (λ_1 − λ_i)), and where that meets the
 precision ε, R_ii is noise that looks like an exponent of λ_1 − ln(1/ε)/T_ON. The decay is
-therefore read from every R, and "auto" keeps it above ε^⅓, so that log R_ii is right to ε^⅔.
+therefore read from every R, and "auto" keeps it above ε^¼, T_ON (λ_1 − λ_k) ≤ 9 in float64 and
+4 in float32, which leaves log R_ii right to about ε^¾. (Numbers appear down to 36 and 16, wrong
+ones beyond, and from 100 ε on they are flagged; but a factorisation of few tangents costs too
+little to pay for it with digits.)
+
+With many tangents, frames in between are triangular rather than orthonormal (`orthonormal`);
+time blocks are still logged as if they were not, by the gauge of the frame at their ends.
 
 Shapes: N members, B sequences, T steps, D state, K tangents, M time blocks.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Literal, Protocol
@@ -18,11 +24,28 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
+from pipeline.dynamics.orthonormal import (
+    LU_FROM,
+    Method,
+    factorise,
+    log_gauge,
+    orthonormalise,
+    pick,
+)
+
+__all__ = ["Growth", "Map", "Orbit", "carry", "floor_depth", "orthonormalise", "random_frame"]
+
 LONGEST_AUTO = 8
-"""Largest T_ON that "auto" picks: beyond it the QR is a small share of the tangent step."""
+"""Largest T_ON that "auto" picks with orthonormal frames: a QR is then a small share of a step."""
+
+LONGEST_GAUGED = 16
+"""The same with triangular frames, whose gauge at the end of each block costs half a QR."""
 
 MOST_BLOCKS = 1024
 """Blocks kept for error estimates; longer runs merge neighbours, so that memory stays bounded."""
+
+FIRST_LOOK = 16
+"""Blocks before `enough` is asked for the first time; then after every fifth more."""
 
 
 class Map(Protocol):
@@ -66,7 +89,8 @@ class Growth:
         deepest_NK: min over sequences and re-orthonormalisations of log(R_ii/‖R_:,i‖).
         num_zeros_NK: how often R_ii was exactly 0, over sequences and re-orthonormalisations.
         t_on_N: T_ON at the end of the run.
-        frame_NBDK: the last orthonormal frame.
+        last_NBDK: the last frame; orthonormal unless the method is "lu".
+        method: how frames were factorised.
     """
 
     logs_NBKM: Tensor
@@ -74,28 +98,24 @@ class Growth:
     deepest_NK: Tensor
     num_zeros_NK: Tensor
     t_on_N: tuple[int, ...]
-    frame_NBDK: Tensor
+    last_NBDK: Tensor
+    method: Method = "householder"
+
+    @property
+    def frame_NBDK(self) -> Tensor:
+        """The last frame, orthonormal."""
+        is_so = self.method != "lu"
+        return self.last_NBDK if is_so else orthonormalise(self.last_NBDK).frame
 
 
 def floor_depth(dtype: torch.dtype) -> float:
-    """ln(100 ε): an R_ii this small against its column is rounding noise."""
-    return math.log(100 * torch.finfo(dtype).eps)
+    """ln(100 ε): an R_ii this small against its column is rounding noise.
 
-
-def orthonormalise(V_NBDK: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """V = Q R with R_ii ≥ 0: Q, log R_ii (N, B, K) and log(R_ii/‖R_:,i‖), the logs in float64.
-
-    sign(0) counts as 1, so that a singular map leaves a full orthonormal frame behind and shows
-    as log R_ii = −inf. NaN in one matrix stays in that matrix.
+    Example:
+        >>> round(floor_depth(torch.float64), 2)
+        -31.44
     """
-    Q, R = torch.linalg.qr(V_NBDK)
-    diagonal = R.diagonal(dim1=-2, dim2=-1)
-    sign = torch.where(diagonal < 0, -1.0, 1.0).to(Q.dtype)
-    logs = diagonal.double().abs().log()
-    depth = logs - torch.linalg.vector_norm(R, dim=-2).double().log()
-    # A column that vanished altogether (0/0) is at the floor as well; NaN input stays NaN.
-    depth = torch.where(torch.isneginf(logs), -math.inf, depth)
-    return Q * sign.unsqueeze(-2), logs, depth
+    return math.log(100 * torch.finfo(dtype).eps)
 
 
 def random_frame(
@@ -103,14 +123,17 @@ def random_frame(
 ) -> Tensor:
     """Orthonormal frames (N or 1, B, D, k), Haar-random, one a sequence.
 
-    One generator gives all members the same frames; a sequence of them gives each its own.
+    From LU_FROM tangents on, the sequences of a member share one, (N or 1, 1, D, k): drawing one
+    costs as much as several steps. One generator gives all members the same frames; a
+    sequence of them gives each its own.
     """
     each = [generators] if isinstance(generators, torch.Generator) else list(generators)
-    shape = (orbit.num_sequences, orbit.tangent_size, k)
+    num_frames = 1 if k >= LU_FROM else orbit.num_sequences
+    shape = (num_frames, orbit.tangent_size, k)
     normal = torch.stack(
         [torch.randn(shape, dtype=torch.float64, generator=g, device=g.device) for g in each]
     )
-    return orthonormalise(normal)[0].to(dtype=orbit.dtype, device=orbit.device)
+    return orthonormalise(normal).frame.to(dtype=orbit.dtype, device=orbit.device)
 
 
 def carry(
@@ -122,25 +145,37 @@ def carry(
     t_on: int | Literal["auto"],
     observe: Observer | None = None,
     rectangular: bool = False,
+    method: Method | Literal["auto"] = "auto",
+    enough: Callable[[Growth], bool] | None = None,
 ) -> Growth:
     """Carries `frame` through `warmup` uncounted and `steps` counted maps.
 
-    The frame is re-orthonormalised at the end of the warm-up and of the run whatever T_ON, so
-    that no growth is dropped and none is counted twice. With `t_on="auto"` every member has a
-    T_ON of its own, taken from its own R alone: it starts at 1, doubles while the decay would
-    stay above ε^⅓, and halves as soon as it does not.
+    The frame is factorised at the end of the warm-up and of the run whatever T_ON, so that no
+    growth is dropped and none is counted twice. With `t_on="auto"` every member has a T_ON of
+    its own, taken from its own R alone. `method` names the factorisation; "auto" picks it by
+    the size of the frame. `enough` is shown the growth now and then, and ends the run when it
+    says so.
 
     Raises ValueError where a map is not square, unless `rectangular`, or has fewer rows than the
-    frame has columns.
+    frame has columns, and where the maps end too soon.
     """
     N, B, K = orbit.num_members, orbit.num_sequences, frame.shape[-1]
+    if method == "auto":
+        method = pick(K, frame.shape[-2], orbit.dtype, orbit.device)
     Q = frame.expand(N, B, -1, -1)
     deepest_NK = torch.full((N, K), math.inf, dtype=torch.float64, device=orbit.device)
     num_zeros_NK = torch.zeros((N, K), dtype=torch.int64, device=orbit.device)
-    current_NBK = torch.zeros((N, B, K), dtype=torch.float64, device=orbit.device)
+    zeros_NBK = torch.zeros((N, B, K), dtype=torch.float64, device=orbit.device)
+    current_NBK, gauge_NBK = zeros_NBK.clone(), zeros_NBK
     blocks = _Blocks()
-    schedule = _Schedule(N, t_on, orbit.dtype)
-    since = 0
+    schedule = _Schedule(N, t_on, orbit.dtype, is_gauged=method == "lu")
+    since, next_look, step = 0, FIRST_LOOK, -1
+
+    def growth() -> Growth:
+        logs_NBKM, block_steps_M = blocks.stacked()
+        t_on_N = tuple(schedule.t_on)
+        return Growth(logs_NBKM, block_steps_M, deepest_NK, num_zeros_NK, t_on_N, Q, method)
+
     for step, J in enumerate(islice(orbit.maps(), warmup + steps)):
         if observe is not None:
             observe(step, J)
@@ -149,67 +184,106 @@ def carry(
         since += 1
         is_last = step in (warmup - 1, warmup + steps - 1)
         ends_block = since == schedule.block or is_last
-        due = schedule.due(since, ends_block)
+        due = schedule.due(ends_block)
         if not due:
             Q = V
             continue
         members = torch.tensor(due, device=orbit.device)
         if len(due) == N:
-            Q, logs, depth = orthonormalise(V)
+            Q, logs, depth = factorise(V, method)
         else:
-            part, logs, depth = orthonormalise(V[members])
+            part, logs, depth = factorise(V[members], method)
             Q = V.mT.index_copy(0, members, part.mT).mT
-        schedule.learn(due, depth, ends_block)
+        schedule.learn(due, logs, depth)
         if step >= warmup:
             current_NBK[members] += logs
             deepest_NK[members] = torch.minimum(deepest_NK[members], depth.amin(1))
             num_zeros_NK[members] += torch.isneginf(logs).sum(1)
-            if ends_block:
-                blocks.add(current_NBK, since)
-                current_NBK = torch.zeros_like(current_NBK)
-        if ends_block:
-            since = 0
-    logs_NBKM, block_steps_M = blocks.stacked()
-    return Growth(logs_NBKM, block_steps_M, deepest_NK, num_zeros_NK, tuple(schedule.t_on), Q)
+        if not ends_block:
+            continue
+        before_NBK = gauge_NBK
+        if method == "lu" and step >= warmup - 1:
+            gauge_NBK = log_gauge(Q)
+        if step >= warmup:
+            blocks.add(current_NBK + gauge_NBK - before_NBK, since)
+            current_NBK = torch.zeros_like(current_NBK)
+            if enough is not None and blocks.added >= next_look:
+                next_look += max(1, next_look // 5)
+                if enough(growth()):
+                    break
+        since = 0
+    else:
+        if step + 1 < warmup + steps:
+            raise ValueError(f"warmup + steps is {warmup + steps}, but there are {step + 1} maps")
+    return growth()
 
 
 class _Schedule:
-    """When each member's frame is re-orthonormalised."""
+    """When each member's frame is factorised.
 
-    def __init__(self, num_members: int, t_on: int | Literal["auto"], dtype: torch.dtype) -> None:
+    `learn` reads from every R how deep its columns have sunk in how many steps, and keeps T_ON
+    where the depth stays above ε^¼. The depth is an offset plus a rate times the steps, so that
+    scaling it with the steps errs on the safe side; growth of T_ON is by doubling at most.
+    """
+
+    def __init__(
+        self, num_members: int, t_on: int | Literal["auto"], dtype: torch.dtype, *, is_gauged: bool
+    ) -> None:
         self._is_auto = t_on == "auto"
-        self.block = LONGEST_AUTO if t_on == "auto" else t_on
+        self.block = LONGEST_GAUGED if is_gauged else LONGEST_AUTO
+        if t_on != "auto":
+            # Gauges cost, so that blocks hold several factorisations where they are needed.
+            self.block = t_on * math.ceil(LONGEST_GAUGED / t_on) if is_gauged else t_on
         self.t_on = [1 if t_on == "auto" else t_on] * num_members
-        # A third of the digits may be lost between two re-orthonormalisations.
-        self._allowed = math.log(torch.finfo(dtype).eps) / 3
-        self._deepest = [0.0] * num_members
+        self._since = [0] * num_members
+        # With triangular frames a factorisation costs about as much as a step: a little more of
+        # the digits (ε^0.45) buys a longer T_ON there.
+        self._lowest_depth = math.log(torch.finfo(dtype).eps) * (0.45 if is_gauged else 0.25)
+        # A quarter of the range: frames are not rescaled between factorisations.
+        self._largest_log = math.log(torch.finfo(dtype).max) / 4
 
-    def due(self, since: int, ends_block: bool) -> list[int]:
-        return [n for n, t in enumerate(self.t_on) if ends_block or since % t == 0]
+    def due(self, ends_block: bool) -> list[int]:
+        """Members to factorise after one more step."""
+        self._since = [steps + 1 for steps in self._since]
+        return [
+            n
+            for n, (steps, t) in enumerate(zip(self._since, self.t_on, strict=True))
+            if ends_block or steps >= t
+        ]
 
-    def learn(self, members: list[int], depth_NBK: Tensor, ends_block: bool) -> None:
-        if not self._is_auto:
-            return
-        for n, deepest in zip(members, depth_NBK.amin((1, 2)).tolist(), strict=True):
-            self._deepest[n] = min(self._deepest[n], deepest) if deepest == deepest else -math.inf
-            if self._deepest[n] < self._allowed:
-                self.t_on[n] = max(1, self.t_on[n] // 2)
-                self._deepest[n] = -math.inf
-            elif ends_block and 2.5 * self._deepest[n] > self._allowed:
-                self.t_on[n] = min(LONGEST_AUTO, 2 * self.t_on[n])
-            if ends_block:
-                self._deepest[n] = 0.0
+    def learn(self, members: list[int], logs_NBK: Tensor, depth_NBK: Tensor) -> None:
+        """Sets T_ON from the R of `members`."""
+        if self._is_auto:
+            deepest = depth_NBK.amin((1, 2))
+            largest = torch.where(torch.isneginf(logs_NBK), 0.0, logs_NBK.abs()).amax((1, 2))
+            seen = torch.stack([deepest, largest]).tolist()
+            for n, depth, size in zip(members, *seen, strict=True):
+                self.t_on[n] = self._longest(n, depth, size)
+        for n in members:
+            self._since[n] = 0
+
+    def _longest(self, n: int, depth: float, size: float) -> int:
+        steps = self._since[n]
+        if not (math.isfinite(depth) and math.isfinite(size)):
+            return 1
+        used = max(depth / self._lowest_depth, size / self._largest_log)
+        fitting = self.block if used * self.block <= steps else int(steps / used)
+        # Blocks end with a factorisation, so they are cut evenly.
+        even = math.ceil(self.block / math.ceil(self.block / max(1, fitting)))
+        return min(even, 2 * self.t_on[n])
 
 
 class _Blocks:
     """Sums over time blocks, merged in pairs whenever there are too many."""
 
     def __init__(self) -> None:
+        self.added = 0
         self._done: list[tuple[Tensor, int]] = []
         self._open: tuple[Tensor, int, int] | None = None
         self._merged = 1
 
     def add(self, logs: Tensor, steps: int) -> None:
+        self.added += 1
         if self._open is None:
             self._open = (logs, steps, 1)
         else:
@@ -228,8 +302,8 @@ class _Blocks:
             self._open = None
 
     def stacked(self) -> tuple[Tensor, Tensor]:
-        self._close()
-        logs, steps = zip(*self._done, strict=True)
+        done = self._done if self._open is None else [*self._done, self._open[:2]]
+        logs, steps = zip(*done, strict=True)
         return torch.stack(logs, dim=-1), torch.tensor(steps)
 
 

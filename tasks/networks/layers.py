@@ -69,7 +69,7 @@ def draw_weight(
     tall = normal if num_outputs >= num_inputs else normal.mT
     Q, R = torch.linalg.qr(tall)
     # Without the sign of R's diagonal, Q would not be Haar-distributed (Mezzadri 2007).
-    haar: Tensor = Q * torch.where(R.diagonal() < 0, -scale, scale)
+    haar: Tensor = Q * torch.ones_like(R.diagonal()).copysign(R.diagonal()) * scale
     return haar if num_outputs >= num_inputs else haar.mT
 
 

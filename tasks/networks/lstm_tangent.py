@@ -7,7 +7,9 @@ Per layer, with A = U δh + W δx the tangent of the gates' arguments,
 
 No diagonal matrix is formed: one product with U serves every sequence and tangent of a member,
 the rest is elementwise. δx is 0 in the first layer and the δh' of the layer below in the others,
-which makes J block lower-triangular.
+which makes J block lower-triangular. With very many tangents it pays to weight the rows of the
+four U by their gains first, sequence by sequence, which halves the products of the full state
+and quarters those of the hidden one.
 
 Shapes: N members, B sequences, T steps, I inputs, H units, G = 4H gates, K tangents,
 D = 2·H·layers for the full state (h then c, layers in order), H·layers for the hidden state.
@@ -22,6 +24,11 @@ from torch import Tensor
 
 from tasks.networks.base import StateConvention
 from tasks.networks.layers import linear, matmul_tangents, sech2
+from tasks.networks.lstm_adjoint import pull
+
+BLOCKS_FROM = 96
+"""Tangents from which on forming the gain-weighted blocks costs less than it saves (measured,
+H = 64 to 512: the break-even lies between 60 and 120)."""
 
 
 class LayerWeights(NamedTuple):
@@ -29,6 +36,13 @@ class LayerWeights(NamedTuple):
 
     W: Tensor
     U: Tensor
+    b: Tensor | None
+
+
+class Readout(NamedTuple):
+    """V (N, I, H) and b (N, I): the outputs V h + b that a closed loop takes as its inputs."""
+
+    V: Tensor
     b: Tensor | None
 
 
@@ -68,6 +82,33 @@ def advance(
     return o * tanh_c, c_new, gains
 
 
+def _weighted(weight_NGE: Tensor, gains: LayerGains, is_full: bool) -> Tensor:
+    """∂(h', c')/∂e (N, B, 2H, E) by what enters through `weight_NGE`; ∂h'/∂e alone if hidden.
+
+    Gains are (N, B, H, 1). The direct effect of c on c' is not in it.
+    """
+    by_i, by_f, by_g, by_o = (part.unsqueeze(1) for part in weight_NGE.chunk(4, dim=1))
+    N, B, H, _ = gains.f.shape
+    both = gains.f.new_empty(N, B, 2 * H if is_full else H, weight_NGE.shape[-1])
+    by_h = both[:, :, :H]
+    of_c = both[:, :, H:] if is_full else torch.empty_like(by_h)
+    torch.mul(gains.by_i, by_i, out=of_c)
+    of_c.addcmul_(gains.by_f, by_f).addcmul_(gains.by_g, by_g)
+    torch.mul(gains.by_o, by_o, out=by_h)
+    by_h.addcmul_(gains.h_by_c, of_c)
+    return both
+
+
+def _add_product(out_NBKE: Tensor, Q_NBKD: Tensor, J_NBED: Tensor) -> None:
+    for n in range(out_NBKE.shape[0]):
+        out_NBKE[n].baddbmm_(Q_NBKD[n], J_NBED[n].mT)
+
+
+def _set_product(out_NBKE: Tensor, Q_NBKD: Tensor, J_NBED: Tensor) -> None:
+    for n in range(out_NBKE.shape[0]):
+        out_NBKE[n].baddbmm_(Q_NBKD[n], J_NBED[n].mT, beta=0)
+
+
 @dataclass(frozen=True)
 class LSTMStep:
     """The derivative of one time step."""
@@ -78,15 +119,21 @@ class LSTMStep:
     drive_NBG: Tensor
     before: tuple[tuple[Tensor, Tensor], ...]
     log_det_Uo_N: Tensor | None
+    readout: Readout | None = None
 
     def __call__(self, Q_NBDK: Tensor) -> Tensor:
         """J Q, (N, B, D, K), for a frame of every sequence."""
+        if Q_NBDK.shape[-1] >= BLOCKS_FROM and self.readout is None:
+            return self._by_blocks(Q_NBDK)
         H = self.layers[0].U.shape[-1]
         N, B, D, K = Q_NBDK.shape
         Q_NBKD = Q_NBDK.mT
         moved_NBKD = Q_NBKD.new_empty(N, B, K, D)
         width = 2 * H if self.state == "full" else H
         below: Tensor | None = None
+        if self.readout is not None:
+            top = width * (len(self.layers) - 1)
+            below = matmul_tangents(self.readout.V, Q_NBKD[..., top : top + H].mT).mT
         for layer, (weights, gains) in enumerate(zip(self.layers, self.gains, strict=True)):
             start = layer * width
             A = matmul_tangents(weights.U, Q_NBKD[..., start : start + H].mT).mT
@@ -105,6 +152,52 @@ class LSTMStep:
             torch.mul(by_o, A_o, out=dh).addcmul_(h_by_c, dc)
             below = dh
         return moved_NBKD.mT
+
+    def _by_blocks(self, Q_NBDK: Tensor) -> Tensor:
+        """J Q by way of ∂(h', c')/∂h and ∂(h', c')/∂x of every layer and sequence."""
+        Q_NBKD = Q_NBDK.mT
+        N, B = Q_NBKD.shape[:2]
+        moved_NBKD = torch.empty_like(Q_NBKD, memory_format=torch.contiguous_format)
+        if moved_NBKD.device.type == "cpu":
+            # One sequence at a time: blocks and frame then stay in the cache.
+            parts = [(slice(n, n + 1), slice(b, b + 1)) for n in range(N) for b in range(B)]
+        else:
+            parts = [(slice(None), slice(None))]
+        for n, b in parts:
+            self._move(Q_NBKD[n, b], moved_NBKD[n, b], n, b)
+        return moved_NBKD.mT
+
+    def _move(self, Q_NBKD: Tensor, moved_NBKD: Tensor, n: slice, b: slice) -> None:
+        """Fills `moved_NBKD` for the members and sequences of two slices."""
+        is_full = self.state == "full"
+        H = self.layers[0].U.shape[-1]
+        width = 2 * H if is_full else H
+        # A trailing axis: gains weight rows of U (…, H, H).
+        all_gains = [
+            LayerGains(*(gain[n, b].unsqueeze(-1) for gain in gains)) for gains in self.gains
+        ]
+        for layer, (weights, gains) in enumerate(zip(self.layers, all_gains, strict=True)):
+            here = slice(layer * width, (layer + 1) * width)
+            out, Q = moved_NBKD[..., here], Q_NBKD[..., here]
+            if is_full:
+                torch.mul(Q[..., H:], gains.f.mT, out=out[..., H:])
+                torch.mul(out[..., H:], gains.h_by_c.mT, out=out[..., :H])
+            by_h = _weighted(weights.U[n], gains, is_full)
+            if is_full:
+                _add_product(out, Q[..., :H], by_h)
+            else:
+                _set_product(out, Q, by_h)
+            if layer:
+                below = moved_NBKD[..., (layer - 1) * width : (layer - 1) * width + H]
+                _add_product(out, below, _weighted(weights.W[n], gains, is_full))
+
+    def transposed(self, P_NBDK: Tensor) -> Tensor:
+        """Jᵀ P, (N, B, D, K)."""
+        return pull(self, P_NBDK)[0]
+
+    def transposed_with_inputs(self, P_NBDK: Tensor) -> tuple[Tensor, Tensor]:
+        """Jᵀ P and (∂s'/∂x)ᵀ P (N, B, I, K), x the input of this step."""
+        return pull(self, P_NBDK)
 
     def dense(self) -> Tensor:
         """J, (N, B, D, D)."""
@@ -133,6 +226,8 @@ class LSTMStep:
         def step(*flat: Tensor) -> Tensor:
             after: list[Tensor] = []
             h_below: Tensor | None = None
+            if self.readout is not None:
+                h_below = linear(flat[-2], *self.readout)
             for layer, weights in enumerate(self.layers):
                 drive = self.drive_NBG if h_below is None else linear(h_below, *weights[::2])
                 h_below, c, _ = advance(weights, drive, flat[2 * layer], flat[2 * layer + 1])
@@ -143,8 +238,10 @@ class LSTMStep:
             varied = [primal.clone().requires_grad_() for primal in primals]
             after = step(*varied)
             u = torch.zeros_like(after, requires_grad=True)
-            pulled = torch.autograd.grad(after, varied, u, create_graph=True)
-            (moved,) = torch.autograd.grad(pulled, u, tangents)
+            # Both as gradients of scalars: with `grad_outputs` torch imports sympy, half a second.
+            pulled = torch.autograd.grad((after * u).sum(), varied, create_graph=True)
+            along = [(p * q).sum() for p, q in zip(pulled, tangents, strict=True)]
+            (moved,) = torch.autograd.grad(torch.stack(along).sum(), u)
         return moved
 
     def log_abs_det(self) -> Tensor | None:
@@ -164,35 +261,66 @@ class LSTMOrbit:
     state: "full" differentiates (h', c') by (h, c), "hidden" h' by h with c held fixed, which is
         the convention of Vogt et al. (2022) and the derivative of no map once iterated.
 
+    readout, closed_steps: close the loop after the inputs, for so many steps; only these have
+        maps, those of s' = F(s, V h + b) with h of the last layer.
+
     Only the current state is kept, so that memory does not grow with the number of steps.
     """
 
     def __init__(
-        self, layers: tuple[LayerWeights, ...], inputs: Tensor, *, state: StateConvention
+        self,
+        layers: tuple[LayerWeights, ...],
+        inputs: Tensor,
+        *,
+        state: StateConvention,
+        readout: Readout | None = None,
+        closed_steps: int = 0,
     ) -> None:
         self._layers, self._inputs, self.state = layers, inputs, state
+        self._readout = readout
+        self.loop = "open" if readout is None else "closed"
         U = layers[0].U
         self.num_members, self._units = U.shape[0], U.shape[-1]
-        self.num_sequences, self.num_steps = inputs.shape[0], inputs.shape[1]
+        self.num_sequences = inputs.shape[0]
+        self.num_steps = inputs.shape[1] if readout is None else closed_steps
         self.tangent_size = (2 if state == "full" else 1) * self._units * len(layers)
+        # Where the h of the last layer stands, which the readout sees.
+        last = self.tangent_size - (2 if state == "full" else 1) * self._units
+        self.output_rows = slice(last, last + self._units)
         self.dtype, self.device = U.dtype, U.device
 
     def maps(self) -> Iterator[LSTMStep]:
         """The derivative of every step, in order."""
         zeros = self._layers[0].U.new_zeros(self.num_members, self.num_sequences, self._units)
         states = [(zeros, zeros) for _ in self._layers]
-        log_det = self._log_det_output_gates() if self.state == "full" else None
+        is_open = self._readout is None
+        log_det = self._log_det_output_gates() if self.state == "full" and is_open else None
         for x_now in self._inputs.unbind(1):
-            below = drive = self._drive(x_now)
-            before = tuple(states)
-            all_gains: list[LayerGains] = []
-            for layer, weights in enumerate(self._layers):
-                if layer:
-                    below = linear(states[layer - 1][0], weights.W, weights.b)
-                h, c, gains = advance(weights, below, *states[layer])
-                states[layer] = (h, c)
-                all_gains.append(gains)
-            yield LSTMStep(self._layers, tuple(all_gains), self.state, drive, before, log_det)
+            step = self._advance(states, self._drive(x_now), log_det)
+            if is_open:
+                yield step
+        if self._readout is not None:
+            for _ in range(self.num_steps):
+                x_NBI = linear(states[-1][0], *self._readout)
+                yield self._advance(states, linear(x_NBI, *self._layers[0][::2]), None)
+
+    def _advance(
+        self, states: list[tuple[Tensor, Tensor]], drive: Tensor, log_det: Tensor | None
+    ) -> LSTMStep:
+        """The derivative of the next step; `states` are moved on."""
+        before = tuple(states)
+        below = drive
+        all_gains: list[LayerGains] = []
+        for layer, weights in enumerate(self._layers):
+            if layer:
+                below = linear(states[layer - 1][0], weights.W, weights.b)
+            h, c, gains = advance(weights, below, *states[layer])
+            states[layer] = (h, c)
+            all_gains.append(gains)
+        gains_of_layers = tuple(all_gains)
+        return LSTMStep(
+            self._layers, gains_of_layers, self.state, drive, before, log_det, self._readout
+        )
 
     def _drive(self, x_now: Tensor) -> Tensor:
         """W x + b of the first layer, (N, B, 4H); a token picks a column of W."""

@@ -157,6 +157,10 @@ class LayerStep:
         """D W Q, (N, B, E, K). One frame for all examples may be given as (N, 1, D, K)."""
         return self.slope_NBE.unsqueeze(-1) * matmul_tangents(self.W_NED, Q_NBDK)
 
+    def transposed(self, P_NBEK: Tensor) -> Tensor:
+        """Wᵀ D P, (N, B, D, K)."""
+        return matmul_tangents(self.W_NED.mT, self.slope_NBE.unsqueeze(-1) * P_NBEK)
+
     def dense(self) -> Tensor:
         """D W, (N, B, E, D)."""
         return self.slope_NBE.unsqueeze(-1) * self.W_NED.unsqueeze(1)

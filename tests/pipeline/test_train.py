@@ -319,6 +319,42 @@ def test_a_measurement_over_budget_is_skipped_and_recorded_as_skipped(monkeypatc
         assert skipped[0].details == {"budget": 1.0, "would_be_share": 3.0 / 2.5}
 
 
+def test_a_measurement_that_can_shrink_is_cut_to_its_budget_from_the_start(monkeypatch):
+    clock = Clock()
+    asked = []
+
+    class Shrinking(Dear):
+        can_shrink = True
+
+        def fit(self, network, task, moment, seconds):
+            asked.append((moment.epoch, seconds))
+            return Dear(self.clock, 0.0, self.config)
+
+    config = dataclasses.replace(
+        catalog.load("diagnostics", "gradient_norm").Config(), budget=4.0, at=(0, 2, 4)
+    )
+    monkeypatch.setattr(train, "time", clock)
+    monkeypatch.setattr(train, "diagnostics_of", lambda *_: [Shrinking(clock, 9.0, config)])
+    _, rows = run([spec(0, epochs=5)], [Choice("dear", config)])
+    # Ten batches of 0.5 s an epoch by the rehearsal, five epochs, three readings.
+    assert asked == [(0, 4.0 * 5 * 10 * 0.5 / 3)]
+    taken = [r for r in rows[0] if r.quantity == "dear.value"]
+    assert [r.epoch for r in taken] == [0, 2, 4]
+
+
+def test_a_budget_changes_no_training():
+    choice = catalog.load("diagnostics", "lyapunov_spectrum").Config(
+        budget=0.01, at=(0, 1), sequences=2, steps=10, warmup=2
+    )
+    specs = [spec(n, TEXT) for n in range(2)]
+    _, plain = run(specs)
+    _, measured = run(specs, [Choice("lyapunov_spectrum", choice)])
+    for n in (0, 1):
+        found = {k: v for k, v in values(measured, n).items() if "lyapunov" not in k[1]}
+        assert_same(found, values(plain, n), 0)
+        assert any("lyapunov.spectrum" in k for k in values(measured, n))
+
+
 def test_measurements_are_taken_at_their_epochs_only():
     config = dataclasses.replace(catalog.load("diagnostics", "gradient_norm").Config(), at=(0, 2))
     _, rows = run([spec(0, epochs=3)], [Choice("gradient_norm", config)])

@@ -173,3 +173,54 @@ def test_what_cannot_be_measured_is_refused():
     with pytest.raises(UnsuitableError, match="k must be at most 4, the size of the hidden"):
         LyapunovSpectrum(LyapunovSpectrum.Config(k=5, state="hidden")).check(network(), Words())
     LyapunovSpectrum(LyapunovSpectrum.Config(k=5)).check(network(), Words())
+
+
+def fitted(monkeypatch, seconds, **settings):
+    """The settings that remain of a measurement, were a step of one exponent and sequence 1 ms."""
+    from pipeline.diagnostics import lyapunov_spectrum as module
+
+    def cost(network, inputs, config, moment):
+        k = config.k or 8
+        return 1e-3 * k * len(inputs) * (config.warmup + config.steps)
+
+    monkeypatch.setattr(module, "_expected_seconds", cost)
+    settings = {"sequences": 8, "steps": 100, "warmup": 60, **settings}
+    diagnostic = LyapunovSpectrum(LyapunovSpectrum.Config(**settings))
+    return diagnostic.fit(network(), Words(), MOMENT, seconds)
+
+
+def test_a_budget_cuts_exponents_then_sequences_then_steps(monkeypatch):
+    monkeypatch.setattr("pipeline.diagnostics.lyapunov_spectrum.FEWEST_EXPONENTS", 2)
+    whole = 8 * 8 * 160e-3
+    ample = fitted(monkeypatch, 2 * whole).config
+    assert (ample.k, ample.sequences, ample.steps, ample.warmup) == (None, 8, 100, 60)
+    half = fitted(monkeypatch, 0.6 * whole).config
+    assert (half.k, half.sequences, half.steps) == (4, 8, 100)
+    eighth = fitted(monkeypatch, 0.13 * whole).config
+    assert (eighth.k, eighth.sequences, eighth.steps) == (2, 4, 100)
+    least = fitted(monkeypatch, 1e-6 * whole).config
+    assert (least.k, least.sequences, least.steps, least.warmup) == (2, 2, 25, 15)
+
+
+def test_a_cut_measurement_says_what_was_asked_and_used(monkeypatch):
+    cut = fitted(monkeypatch, 1e-9, t_on=1)
+    found = cut.measure(network(), Words(), MOMENT)
+    details = found[0].details
+    assert details["asked"] == {"k": None, "sequences": 8, "steps": 100, "warmup": 60}
+    assert (details["k"], details["sequences"], details["steps"]) == (8, 2, 25)
+    json.dumps(details, allow_nan=False)
+    whole = fitted(monkeypatch, 1e9)
+    assert "asked" not in whole.measure(network(), Words(), MOMENT)[0].details
+
+
+def test_the_cost_is_measured_without_a_trace(monkeypatch):
+    lstm = network().train()
+    before, state = torch.get_rng_state(), {k: v.clone() for k, v in lstm.state_dict().items()}
+    diagnostic = LyapunovSpectrum(LyapunovSpectrum.Config(sequences=3, steps=60, warmup=10))
+    cut = diagnostic.fit(lstm, Words(), MOMENT, 1e-9)
+    assert cut.config.sequences == 3  # half of three would be one
+    assert cut.config.steps == 30
+    generous = diagnostic.fit(lstm, Words(), MOMENT, 1e6)
+    assert generous.config == diagnostic.config
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(v, state[k]) for k, v in lstm.state_dict().items())

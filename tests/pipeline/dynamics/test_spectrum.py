@@ -8,11 +8,11 @@ import pytest
 import torch
 from scipy.special import polygamma, psi
 
-from pipeline.dynamics import propagate
+from pipeline.dynamics import derived, orthonormal, propagate, uncertainty
 from pipeline.dynamics import spectrum as spectrum_module
 from pipeline.dynamics.propagate import carry, orthonormalise
 from pipeline.dynamics.spectrum import lyapunov_spectrum
-from tasks.base import generator_for
+from tasks.base import UnsuitableError, generator_for
 from tasks.networks.lstm import LSTM
 from tasks.networks.mlp import MLP
 
@@ -398,6 +398,30 @@ def test_settings_that_do_not_fit_are_refused(options, message):
         lyapunov_spectrum(lstm(), sequences(2, 20), **options)
 
 
+def test_closed_loop_of_a_network():
+    configs = [LSTM.Config(units=5)]
+    network = LSTM(
+        configs, input_size=3, output_size=3, generators=[generator_for("loop")], dtype=F64
+    )
+    x = sequences(2, 10)
+    spectrum = lyapunov_spectrum(network, x, loop="closed", steps=400, warmup=200)
+    assert (spectrum.loop, spectrum.steps, spectrum.warmup) == ("closed", 400, 200)
+    assert spectrum.self_check_passed.all()
+    assert {"autodiff", "log_det"} <= set(spectrum.self_check)
+    # Left to itself this network comes to rest: eigenvalues of J there.
+    J = list(network.closed_orbit(x, steps=900).maps())[-1].dense()[0, 0]
+    moduli = torch.linalg.eigvals(J).abs().log().sort(descending=True).values
+    torch.testing.assert_close(spectrum.exponents[0], moduli, atol=2e-2, rtol=0)
+    with pytest.raises(ValueError, match="pass `steps`"):
+        lyapunov_spectrum(network, x, loop="closed")
+    with pytest.raises(UnsuitableError, match="outputs of the size of the inputs"):
+        lyapunov_spectrum(lstm(), x, loop="closed", steps=5)
+    with pytest.raises(ValueError, match="real inputs"):
+        lyapunov_spectrum(network, torch.zeros(2, 5, dtype=torch.int64), loop="closed", steps=5)
+    with pytest.raises(ValueError, match="needs something that turns states into inputs"):
+        lyapunov_spectrum(torch.eye(2).expand(4, 2, 2), loop="closed", steps=2)
+
+
 def test_inputs_and_maps_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match="a network needs `inputs`"):
         lyapunov_spectrum(lstm())
@@ -417,7 +441,8 @@ def test_inputs_and_maps_that_do_not_fit_are_refused():
         lyapunov_spectrum(tall, warmup=0, steps=2)
 
 
-def test_the_example_in_the_docstring_runs():
-    result = doctest.testmod(spectrum_module)
+@pytest.mark.parametrize("module", [spectrum_module, propagate, orthonormal, derived, uncertainty])
+def test_the_examples_in_the_docstrings_run(module):
+    result = doctest.testmod(module)
     assert result.attempted > 0
     assert result.failed == 0

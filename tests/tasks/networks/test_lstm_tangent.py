@@ -133,3 +133,46 @@ def test_worked_example_of_one_unit():
     torch.testing.assert_close(
         sigma, torch.tensor([0.956274831770, 0.012662962174], dtype=F64), atol=1e-12, rtol=0
     )
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_closed_loop_is_fed_with_its_own_outputs(layers, bias):
+    config = LSTM.Config(units=4, layers=layers, bias=bias)
+    network = LSTM(
+        [config] * 2,
+        input_size=3,
+        output_size=3,
+        generators=[generator_for("closed", n) for n in range(2)],
+        dtype=F64,
+    )
+    x = torch.randn((2, 5, 3), generator=generator_for("x"), dtype=F64)
+    for J in network.closed_orbit(x, steps=4, state="full").maps():
+        q = torch.randn((2, 2, 8 * layers), generator=generator_for("q"), dtype=F64)
+        moved = J(q.unsqueeze(-1)).squeeze(-1)
+        torch.testing.assert_close(J.autodiff(q), moved, atol=1e-13, rtol=0)
+        assert J.log_abs_det() is None
+    # One member and sequence by hand, through the network itself.
+    outputs, state = network(x)
+    for J in network.closed_orbit(x, steps=4).maps():
+        for ours, theirs in zip(J.before, state, strict=True):
+            torch.testing.assert_close(ours[0], theirs[0], atol=1e-13, rtol=0)
+        fed = torch.stack([network(outputs[n, :, -1:], state)[0][n] for n in range(2)])
+        state = tuple(
+            tuple(
+                torch.stack([network(outputs[n, :, -1:], state)[1][layer][part][n] for n in (0, 1)])
+                for part in (0, 1)
+            )
+            for layer in range(layers)
+        )
+        outputs = fed
+
+
+@pytest.mark.parametrize("layers", [1, 2, 3])
+@pytest.mark.parametrize("convention", ["full", "hidden"])
+def test_weighting_rows_first_changes_nothing(layers, convention):
+    x = torch.randn((2, 4, 3), generator=generator_for("x"), dtype=F64)
+    for J in population(layers).orbit(x, state=convention).maps():
+        dense = J.dense()
+        Q = torch.randn(dense.shape, generator=generator_for("Q"), dtype=F64)
+        torch.testing.assert_close(J._by_blocks(Q), dense @ Q, atol=1e-12, rtol=0)

@@ -1,0 +1,191 @@
+"""The orbit of stacked cells whose state is h alone, and the derivative of each of its steps.
+
+A layer's cell says how δh and δx move δh'; stacking them makes J block lower-triangular, because
+δx is 0 in the first layer and the δh' of the layer below in the others. The transposed step runs
+through the layers from the top, and also yields the derivative by the input.
+
+With h as the whole state, "full" and "hidden" name the same derivative; the orbit keeps the name
+that was asked for.
+
+Shapes: N members, B sequences, T steps, I inputs, H units, G rows of W and U, K tangents,
+D = H·layers (the h of all layers, from the first to the last).
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from tasks.networks.base import StateConvention
+from tasks.networks.layers import linear
+
+
+def shared_product(x_NBKE: Tensor, W_NED: Tensor) -> Tensor:
+    """x W for every member, (N, B, K, D), by one matrix product that all sequences share."""
+    N, B, K, E = x_NBKE.shape
+    return torch.bmm(x_NBKE.reshape(N, B * K, E), W_NED).view(N, B, K, W_NED.shape[-1])
+
+
+class Cell(Protocol):
+    """The equations of one layer for all members, and their derivative.
+
+    `gains` are elementwise derivatives at one step, each (N, B, H); what they hold is the cell's
+    own affair. Frames lead with their tangents, (N, B, K, H), so that all work runs along memory.
+    """
+
+    @property
+    def W(self) -> Tensor:
+        """(N, G, I)."""
+        ...
+
+    @property
+    def U(self) -> Tensor:
+        """(N, G, H)."""
+        ...
+
+    @property
+    def b(self) -> Tensor | None:
+        """(N, G), added to W x."""
+        ...
+
+    def advance(self, drive_NBG: Tensor, h: Tensor) -> tuple[Tensor, Any]:
+        """h' and the gains, given W x + b and h."""
+        ...
+
+    def push(self, gains: Any, dh: Tensor, dx: Tensor | None, out: Tensor) -> None:
+        """Writes the δh' of given δh and δx (None: 0) into `out`."""
+        ...
+
+    def pull(self, gains: Any, p: Tensor) -> tuple[Tensor, Tensor]:
+        """(∂h'/∂h)ᵀ p, and the adjoint (N, B, K, G) of W x + b."""
+        ...
+
+    def log_abs_det(self, gains: Any) -> Tensor | None:
+        """ln|det ∂h'/∂h| (N, B), None where there is no closed form."""
+        ...
+
+
+@dataclass(frozen=True)
+class HiddenStep:
+    """The derivative of one time step."""
+
+    cells: tuple[Cell, ...]
+    gains: tuple[Any, ...]
+    drive_NBG: Tensor
+    before: tuple[Tensor, ...]
+
+    def __call__(self, Q_NBDK: Tensor) -> Tensor:
+        """J Q, (N, B, D, K), for a frame of every sequence."""
+        Q_NBKD = Q_NBDK.mT
+        H = self.cells[0].U.shape[-1]
+        moved_NBKD = torch.empty_like(Q_NBKD, memory_format=torch.contiguous_format)
+        below: Tensor | None = None
+        for layer, (cell, gains) in enumerate(zip(self.cells, self.gains, strict=True)):
+            here = slice(layer * H, (layer + 1) * H)
+            cell.push(gains, Q_NBKD[..., here], below, moved_NBKD[..., here])
+            below = moved_NBKD[..., here]
+        return moved_NBKD.mT
+
+    def transposed(self, P_NBDK: Tensor) -> Tensor:
+        """Jᵀ P, (N, B, D, K)."""
+        return self.transposed_with_inputs(P_NBDK)[0]
+
+    def transposed_with_inputs(self, P_NBDK: Tensor) -> tuple[Tensor, Tensor]:
+        """Jᵀ P (N, B, D, K) and (∂s'/∂x)ᵀ P (N, B, I, K), x the input of this step."""
+        P_NBKD = P_NBDK.mT
+        H = self.cells[0].U.shape[-1]
+        pulled_NBKD = torch.empty_like(P_NBKD, memory_format=torch.contiguous_format)
+        above: Tensor | None = None
+        for layer in range(len(self.cells) - 1, -1, -1):
+            cell, gains = self.cells[layer], self.gains[layer]
+            here = slice(layer * H, (layer + 1) * H)
+            p = P_NBKD[..., here] if above is None else P_NBKD[..., here] + above
+            pulled_NBKD[..., here], drive = cell.pull(gains, p)
+            above = shared_product(drive, cell.W)
+        assert above is not None  # there is at least one layer
+        return pulled_NBKD.mT, above.mT
+
+    def dense(self) -> Tensor:
+        """J, (N, B, D, D)."""
+        N, B, H = self.before[0].shape
+        D = H * len(self.cells)
+        identity = torch.eye(D, dtype=self.before[0].dtype, device=self.before[0].device)
+        return self(identity.expand(N, B, D, D))
+
+    def autodiff(self, q_NBD: Tensor) -> Tensor:
+        """J q by differentiating the step itself twice, the reference for `__call__`.
+
+        Jᵀu is linear in u, and its derivative by u applied to q is J q.
+        """
+        with torch.enable_grad():
+            varied = [h.clone().requires_grad_() for h in self.before]
+            after: list[Tensor] = []
+            drive = self.drive_NBG
+            for layer, cell in enumerate(self.cells):
+                if layer:
+                    drive = linear(after[-1], cell.W, cell.b)
+                after.append(cell.advance(drive, varied[layer])[0])
+            whole = torch.cat(after, dim=-1)
+            u = torch.zeros_like(whole, requires_grad=True)
+            # As gradients of scalars: given `grad_outputs`, torch imports sympy, half a second.
+            pulled = torch.autograd.grad((whole * u).sum(), varied, create_graph=True)
+            along = zip(pulled, q_NBD.chunk(len(varied), dim=-1), strict=True)
+            (moved,) = torch.autograd.grad(torch.stack([(p * q).sum() for p, q in along]).sum(), u)
+        return moved
+
+    def log_abs_det(self) -> Tensor | None:
+        """ln|det J| (N, B): the sum over the layers, J being block lower-triangular.
+
+        None where a cell has no closed form.
+        """
+        found: list[Tensor] = []
+        for cell, gains in zip(self.cells, self.gains, strict=True):
+            log_det = cell.log_abs_det(gains)
+            if log_det is None:
+                return None
+            found.append(log_det)
+        return torch.stack(found).sum(0)
+
+
+class HiddenOrbit:
+    """Stacked cells driven by given inputs from h = 0, without dropout and gradients.
+
+    output_rows: where the h of the last layer, which the readout sees, stands in the state.
+
+    Only the current state is kept, so that memory does not grow with the number of steps.
+    """
+
+    def __init__(self, cells: tuple[Cell, ...], inputs: Tensor, *, state: StateConvention) -> None:
+        self._cells, self._inputs = cells, inputs
+        self.state: StateConvention = state
+        U = cells[0].U
+        self.num_members, self._units = U.shape[0], U.shape[-1]
+        self.num_sequences, self.num_steps = inputs.shape[0], inputs.shape[1]
+        self.tangent_size = self._units * len(cells)
+        self.output_rows = slice(self.tangent_size - self._units, self.tangent_size)
+        self.dtype, self.device = U.dtype, U.device
+
+    def maps(self) -> Iterator[HiddenStep]:
+        """The derivative of every step, in order."""
+        zeros = self._cells[0].U.new_zeros(self.num_members, self.num_sequences, self._units)
+        states = [zeros] * len(self._cells)
+        for x_now in self._inputs.unbind(1):
+            first = drive = self._drive(x_now)
+            before = tuple(states)
+            all_gains = []
+            for layer, cell in enumerate(self._cells):
+                if layer:
+                    drive = linear(states[layer - 1], cell.W, cell.b)
+                states[layer], gains = cell.advance(drive, states[layer])
+                all_gains.append(gains)
+            yield HiddenStep(self._cells, tuple(all_gains), first, before)
+
+    def _drive(self, x_now: Tensor) -> Tensor:
+        """W x + b of the first layer, (N, B, G); a token picks a column of W."""
+        W, b = self._cells[0].W, self._cells[0].b
+        if x_now.is_floating_point():
+            return linear(x_now.to(W.dtype).expand(self.num_members, *x_now.shape), W, b)
+        drive = W.index_select(2, x_now).mT
+        return drive if b is None else drive + b.unsqueeze(1)

@@ -1,0 +1,69 @@
+"""Vanilla RNN of one or more layers with a linear readout (Elman 1990).
+
+h' = φ(W x + U h + b), φ = tanh or relu. There is one bias a layer; `torch.nn.RNN` has two, which
+only ever enter as their sum.
+
+Shapes: N members, B sequences, T steps, I inputs, H units, O outputs.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from tasks.networks.base import Network, StateConvention
+from tasks.networks.recurrent import Parts, Recurrent, RecurrentConfig
+from tasks.networks.recurrent_tangent import HiddenOrbit
+from tasks.networks.rnn_tangent import ACTIVATIONS, RNNCell
+
+_KERNELS: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
+    "tanh": torch._VF.rnn_tanh,
+    "relu": torch._VF.rnn_relu,
+}
+
+
+class RNN(Recurrent, Network):
+    """A population of vanilla RNNs; the state of a layer is h."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(RecurrentConfig):
+        """Settings of an RNN, beside those that every recurrent network has.
+
+        activation: φ.
+        """
+
+        activation: Literal["tanh", "relu"] = "tanh"
+
+    num_gates = 1
+    num_parts = 1
+
+    def __init__(self, configs: Any, **others: Any) -> None:
+        Recurrent.__init__(self, configs, **others)
+        self.activation: str = configs[0].activation
+
+    def orbit(
+        self,
+        inputs: Tensor,
+        *,
+        state: StateConvention = "full",
+        dtype: torch.dtype = torch.float64,
+    ) -> HiddenOrbit:
+        """One map a time step, from h = 0; h is the whole state, so "hidden" is "full"."""
+        cells = [
+            RNNCell(*self._detached_layer(layer, dtype), self.activation)
+            for layer in range(self.num_layers)
+        ]
+        return HiddenOrbit(tuple(cells), inputs, state=state)
+
+    def _cell(self, layer: int) -> Callable[[Tensor, Parts], Parts]:
+        U_NHG = self._layer(layer)[1].mT
+        activation = ACTIVATIONS[self.activation][0]
+        return lambda drive_NBG, parts: (activation(torch.baddbmm(drive_NBG, parts[0], U_NHG)),)
+
+    def _fused(
+        self, x_TBI: Tensor, parts_BH: Parts, weights: list[Tensor], options: tuple[Any, ...]
+    ) -> tuple[Tensor, Parts]:
+        y_TBH, h = _KERNELS[self.activation](x_TBI, parts_BH[0], weights, *options)
+        return y_TBH, (h,)

@@ -1,0 +1,59 @@
+"""One layer of a vanilla RNN and its derivative: δh' = φ′(a) ∘ (U δh + W δx) (EXPERIMENTS 0.2).
+
+ln|det ∂h'/∂h| = Σ ln φ′(a_i) + ln|det U|, in closed form.
+
+Shapes: N members, B sequences, I inputs, H units, K tangents.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from tasks.networks.layers import sech2
+from tasks.networks.recurrent_tangent import shared_product
+
+ACTIVATIONS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
+    "tanh": (torch.tanh, sech2),
+    "relu": (torch.relu, lambda a: (a > 0).to(a.dtype)),
+}
+"""φ and φ′ by name, both of the argument a: those for which PyTorch has a fused RNN."""
+
+
+@dataclass(frozen=True)
+class RNNCell:
+    """Weights of one layer and its activation's name; W (N, H, I), U (N, H, H), b (N, H)."""
+
+    W: Tensor
+    U: Tensor
+    b: Tensor | None
+    activation: str
+
+    def advance(self, drive_NBG: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+        """h' and φ′(a), given W x + b and h."""
+        activation, derivative = ACTIVATIONS[self.activation]
+        a = torch.baddbmm(drive_NBG, h, self.U.mT)
+        return activation(a), derivative(a)
+
+    def push(self, gains: Tensor, dh: Tensor, dx: Tensor | None, out: Tensor) -> None:
+        """Writes δh' into `out`, (N, B, K, H)."""
+        da = shared_product(dh, self.U.mT)
+        if dx is not None:
+            da += shared_product(dx, self.W.mT)
+        torch.mul(gains.unsqueeze(2), da, out=out)
+
+    def pull(self, gains: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
+        """(∂h'/∂h)ᵀ p, and the adjoint of W x + b."""
+        drive = gains.unsqueeze(2) * p
+        return shared_product(drive, self.U), drive
+
+    def log_abs_det(self, gains: Tensor) -> Tensor:
+        """ln|det ∂h'/∂h|, (N, B); −inf where a unit is dead."""
+        return gains.log().sum(-1) + self._log_det_U.unsqueeze(1)
+
+    @cached_property
+    def _log_det_U(self) -> Tensor:
+        return cast(Tensor, torch.linalg.slogdet(self.U.double()).logabsdet)

@@ -1,0 +1,125 @@
+"""What spectra of an LSTM cost, beside the textbook way and beside their bare products.
+
+One thread, float64, weights U(±1/√H), N(0, 1) inputs, no warm-up. `textbook`: batched autograd
+Jacobians (torch.func.vmap over jacrev) and a Householder QR at every step. `bare`: the least
+products the tangents need (K small: one with U for all sequences; K large: two H × H blocks a
+sequence for the full state, one for the hidden) and the factorisations that were made, at this
+machine's rate in the same minutes. Cases are interleaved, the medians of the rounds are shown;
+textbook is timed over one step and full spectra over two sequences, and scaled to `B × T`, which
+is fair since every step and sequence costs the same.
+
+    LYAPSWEEP_BENCH_ROUNDS=3 python tests/bench/run_all.py engine
+"""
+
+import os
+import statistics
+import time
+
+import torch
+
+from pipeline.dynamics.spectrum import exact_arithmetic, lyapunov_spectrum
+from tasks.base import generator_for
+from tasks.networks.lstm import LSTM
+
+UNITS, SEQUENCES, STEPS, INPUTS = 512, 10, 100, 16
+ROUNDS = int(os.environ.get("LYAPSWEEP_BENCH_ROUNDS", "3"))
+F64 = torch.float64
+NAMES = ("weight_in", "weight_rec", "bias")
+
+
+def cases():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        for state in ("full", "hidden"):
+            yield from _compare(state, 16, sequences=SEQUENCES, steps=STEPS, slow_steps=1)
+            yield from _compare(state, None, sequences=2, steps=STEPS, slow_steps=1)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _compare(state, k, *, sequences, steps, slow_steps):
+    """Seconds for SEQUENCES × STEPS, ours, textbook, bare, and their ratios."""
+    generators = [generator_for("bench")]
+    config = LSTM.Config(units=UNITS)
+    network = LSTM([config], input_size=INPUTS, output_size=2, generators=generators, dtype=F64)
+    x = torch.randn((sequences, steps, INPUTS), generator=generator_for("bench x"), dtype=F64)
+    ours, textbook, bare = [], [], []
+    whole = SEQUENCES * STEPS
+    size = (2 if state == "full" else 1) * UNITS
+    columns = size if k is None else k
+    t_on = 1
+    for _ in range(ROUNDS):
+        started = time.perf_counter()
+        spectrum = lyapunov_spectrum(network, x, k=k, state=state, warmup=0)
+        ours.append((time.perf_counter() - started) / (sequences * steps) * whole)
+        t_on = spectrum.t_on[0]
+        seconds = _bare(columns, size, t_on, spectrum.method, sequences)
+        bare.append(seconds / sequences * whole)
+        seconds = _textbook(network, x[:, : slow_steps + 1], columns, state)
+        textbook.append(seconds / (sequences * slow_steps) * whole)
+    name = f"{state}, k = {'all ' if k is None else ''}{columns}"
+    yield f"{name}: ours (T_ON {t_on}, {spectrum.method})", statistics.median(ours), "s"
+    yield f"{name}: textbook", statistics.median(textbook), "s"
+    yield f"{name}: bare products and factorisations", statistics.median(bare), "s"
+    yield f"{name}: textbook / ours", _ratio(textbook, ours), "×"
+    yield f"{name}: ours / bare", _ratio(ours, bare), "×"
+
+
+def _ratio(above, below):
+    return statistics.median(a / b for a, b in zip(above, below, strict=True))
+
+
+def _bare(columns, size, t_on, method, sequences):
+    """Seconds of one step of all sequences: products and the share of a factorisation."""
+    H = UNITS
+    if columns < size:
+        frame = torch.randn(sequences * columns, H, dtype=F64)
+        U = torch.randn(4 * H, H, dtype=F64)
+        products = _seconds(lambda: frame @ U.mT, 10)
+    else:
+        frame = torch.randn(columns, H, dtype=F64)
+        block = torch.randn(size, H, dtype=F64)
+        products = sequences * _seconds(lambda: frame @ block.mT, 5)
+    V = torch.randn(columns, size, dtype=F64).mT
+    factorise = torch.linalg.lu_factor_ex if method == "lu" else torch.linalg.qr
+    return products + sequences * _seconds(lambda: factorise(V), 3) / t_on
+
+
+def _seconds(run, times):
+    run()
+    started = time.perf_counter()
+    for _ in range(times):
+        run()
+    return (time.perf_counter() - started) / times
+
+
+def _textbook(network, x, columns, state):
+    """Seconds of all steps but the first, which compiles."""
+    W, U, b = (network.get_parameter(f"{n}_0")[0].detach() for n in NAMES)
+    H = UNITS
+
+    def step(s, c, x_now):
+        h = s[:H]
+        c = s[H:] if state == "full" else c
+        i, f, g, o = (W @ x_now + U @ h + b).chunk(4)
+        c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+        h = torch.sigmoid(o) * torch.tanh(c)
+        return (torch.cat([h, c]) if state == "full" else h), c
+
+    jacobian = torch.func.vmap(torch.func.jacrev(lambda s, c, x: step(s, c, x)[0]))
+    size = 2 * H if state == "full" else H
+    B = len(x)
+    s, c = torch.zeros(B, size, dtype=F64), torch.zeros(B, H, dtype=F64)
+    Q = torch.linalg.qr(torch.randn(B, size, columns, dtype=F64)).Q
+    logs = torch.zeros(B, columns, dtype=F64)
+    started = time.perf_counter()
+    for t, x_now in enumerate(x.unbind(1)):
+        if t == 1:
+            started = time.perf_counter()
+        J = jacobian(s, c, x_now).detach()
+        with exact_arithmetic():
+            Q, R = torch.linalg.qr(J @ Q)
+            logs += R.diagonal(dim1=-2, dim2=-1).abs().log()
+            s, c = torch.func.vmap(step)(s, c, x_now)
+    return time.perf_counter() - started

@@ -1,0 +1,153 @@
+"""Factorisations of frames: V = F R by each method, and what bad matrices do to them."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.dynamics import orthonormal
+from pipeline.dynamics.orthonormal import (
+    cholesky_qr,
+    factorise,
+    log_gauge,
+    orthonormalise,
+    pick,
+    triangularise,
+)
+from pipeline.dynamics.propagate import carry
+from pipeline.dynamics.steps import GivenMaps
+from tasks.base import generator_for
+
+F64 = torch.float64
+
+
+def frames(num_rows, k, spread=0.0, dtype=F64, seed=0):
+    """(2, 3, D, K) whose columns lean on each other by exp(spread)."""
+    g = generator_for("frames", num_rows, k, seed)
+    V = torch.randn((2, 3, num_rows, k), generator=g, dtype=F64)
+    R = torch.randn((2, 3, k, k), generator=g, dtype=F64).triu(1)
+    R = R + torch.diag(torch.linspace(0, -spread, k, dtype=F64).exp())
+    return (torch.linalg.qr(V).Q @ R).to(dtype)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    rows=st.integers(1, 9),
+    columns=st.integers(1, 9),
+    method=st.sampled_from(["householder", "cholesky", "lu"]),
+    seed=st.integers(0, 50),
+)
+def test_every_method_spans_the_same_flag(rows, columns, method, seed):
+    k = min(rows, columns)
+    V = frames(rows, k, seed=seed)
+    Q, logs, depth = factorise(V, method)
+    assert Q.shape == V.shape
+    reference = orthonormalise(V)
+    # Leading columns span leading columns: Qᵀ F is upper triangular.
+    triangle = reference.frame.mT @ Q
+    torch.testing.assert_close(triangle, triangle.triu(), atol=1e-8, rtol=0)
+    torch.testing.assert_close(logs + log_gauge(Q), reference.logs, atol=1e-8, rtol=0)
+    assert (depth <= 1e-12).all()
+    if method != "lu":
+        eye = torch.eye(k, dtype=F64).expand(2, 3, k, k)
+        torch.testing.assert_close(Q.mT @ Q, eye, atol=1e-12, rtol=0)
+        torch.testing.assert_close(logs, reference.logs, atol=1e-8, rtol=0)
+
+
+def test_ill_conditioned_matrices_fall_back_one_by_one(monkeypatch):
+    V = frames(12, 5)
+    V[1, 2] = frames(12, 5, spread=30.0)[0, 0]
+    seen = []
+    householder = orthonormal.orthonormalise
+    monkeypatch.setattr(
+        orthonormal, "orthonormalise", lambda M: (seen.append(M.shape[0]), householder(M))[1]
+    )
+    Q, logs, _ = cholesky_qr(V)
+    assert seen == [1]
+    reference = householder(V)
+    # Householder on the one; the others agree to rounding times their condition.
+    torch.testing.assert_close(logs, reference.logs, atol=1e-10, rtol=0)
+    eye = torch.eye(5, dtype=F64).expand(2, 3, 5, 5)
+    torch.testing.assert_close(Q.mT @ Q, eye, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("method", ["householder", "cholesky", "lu"])
+def test_singular_and_nan_matrices_stay_their_own_affair(method):
+    V = frames(6, 3)
+    healthy = factorise(V, method)
+    V[0, 1] = float("nan")
+    V[1, 0] = 0.0
+    Q, logs, depth = factorise(V, method)
+    assert logs[0, 1].isnan().all()
+    assert torch.isneginf(logs[1, 0]).all()
+    assert torch.isneginf(depth[1, 0]).all()
+    # A full-rank frame goes on where a map annihilated.
+    assert torch.linalg.matrix_rank(Q[1, 0]) == 3
+    for n, b in ((0, 0), (0, 2), (1, 1), (1, 2)):
+        torch.testing.assert_close(Q[n, b], healthy.frame[n, b], atol=1e-13, rtol=0)
+
+
+def test_triangular_frames_are_well_conditioned():
+    Q = triangularise(frames(128, 128)).frame
+    assert Q.abs().max() == 1
+    assert torch.linalg.cond(Q).max() < 1e4
+
+
+@pytest.mark.parametrize("k", [3, 8])
+@pytest.mark.parametrize("t_on", [1, 3, "auto"])
+def test_methods_agree_on_a_whole_run(k, t_on):
+    g = generator_for("run")
+    J = [torch.randn((2, 8, 8), generator=g, dtype=F64) for _ in range(83)]
+    frame = torch.linalg.qr(torch.randn((1, 1, 8, k), generator=g, dtype=F64)).Q
+    found = {}
+    for method in ("householder", "cholesky", "lu"):
+        orbit = GivenMaps(J, 83, 2, 8, F64, torch.device("cpu"))
+        growth = carry(orbit, frame, warmup=11, steps=72, t_on=t_on, method=method)
+        assert growth.block_steps_M.sum() == 72
+        found[method] = growth.logs_NBKM.sum(-1) / 72
+        eye = torch.eye(k, dtype=F64).expand(1, 2, k, k)
+        Q = growth.frame_NBDK
+        torch.testing.assert_close(Q.mT @ Q, eye, atol=1e-12, rtol=0)
+    for method in ("cholesky", "lu"):
+        torch.testing.assert_close(found[method], found["householder"], atol=1e-8, rtol=0)
+
+
+def test_blocks_of_triangular_frames_are_those_of_orthonormal_ones():
+    """The gauge: every time block is logged as if the frame at its ends were orthonormal."""
+    g = generator_for("blocks")
+    # Near the identity, so that sixteen steps without a QR lose few digits.
+    J = [
+        torch.eye(6).double() + 0.1 * torch.randn((1, 6, 6), generator=g, dtype=F64)
+        for _ in range(64)
+    ]
+    frame = torch.linalg.qr(torch.randn((1, 1, 6, 6), generator=g, dtype=F64)).Q
+    logs = {}
+    for method, t_on in (("lu", 4), ("householder", 16)):
+        orbit = GivenMaps(J, 64, 1, 6, F64, torch.device("cpu"))
+        logs[method] = carry(orbit, frame, warmup=0, steps=64, t_on=t_on, method=method)
+    assert logs["lu"].block_steps_M.tolist() == [16] * 4
+    assert logs["householder"].block_steps_M.tolist() == [16] * 4
+    torch.testing.assert_close(
+        logs["lu"].logs_NBKM, logs["householder"].logs_NBKM, atol=1e-9, rtol=0
+    )
+
+
+def test_the_choice_depends_on_device_and_size():
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    assert pick(16, 1024, F64, cpu) == "householder"
+    assert pick(1024, 1024, F64, cpu) == "lu"
+    assert pick(16, 1024, F64, cuda) == "cholesky"
+    assert pick(1024, 1024, F64, cuda) == "householder"
+
+
+def test_growth_that_leaves_the_range_shortens_t_on():
+    """exp(300) a step overflows float64 within three."""
+    J = math.exp(300) * torch.eye(2, dtype=F64).expand(60, 1, 2, 2)
+    orbit = GivenMaps(list(J), 60, 1, 2, F64, torch.device("cpu"))
+    frame = torch.eye(2, dtype=F64).expand(1, 1, 2, 2)
+    growth = carry(orbit, frame, warmup=0, steps=60, t_on="auto")
+    torch.testing.assert_close(
+        growth.logs_NBKM.sum(-1) / 60, torch.full((1, 1, 2), 300.0, dtype=F64)
+    )
