@@ -18,6 +18,7 @@ from tasks.networks.base import Network, StateConvention
 from tasks.networks.gru_tangent import GRUCell
 from tasks.networks.layers import draw_bias
 from tasks.networks.recurrent import Parts, Recurrent, RecurrentConfig
+from tasks.networks.recurrent_orbit import ClosedLoop
 from tasks.networks.recurrent_tangent import HiddenOrbit
 
 _kernel: Callable[..., tuple[Tensor, Tensor]] = torch._VF.gru
@@ -33,20 +34,19 @@ class GRU(Recurrent, Network):
     num_gates = 3
     num_parts = 1
 
-    def orbit(
+    def _orbit(
         self,
         inputs: Tensor,
-        *,
-        state: StateConvention = "full",
-        dtype: torch.dtype = torch.float64,
+        state: StateConvention,
+        dtype: torch.dtype,
+        closed: ClosedLoop | None,
     ) -> HiddenOrbit:
-        """One map a time step, from h = 0; h is the whole state, so "hidden" is "full"."""
         cells = []
         for layer in range(self.num_layers):
             b_hn = self._reset_bias(layer)
             inside = None if b_hn is None else b_hn.detach().to(dtype)
             cells.append(GRUCell(*self._detached_layer(layer, dtype), inside))
-        return HiddenOrbit(tuple(cells), inputs, state=state)
+        return HiddenOrbit(tuple(cells), inputs, state=state, closed=closed)
 
     def _reset_bias(self, layer: int) -> Tensor | None:
         return getattr(self, f"bias_reset_{layer}", None)

@@ -17,8 +17,9 @@ from torch import Tensor
 
 from tasks.base import PerMember, UnsuitableError
 from tasks.networks.base import Network, StateConvention
-from tasks.networks.lstm_tangent import LayerWeights, LSTMOrbit, Readout
+from tasks.networks.lstm_tangent import LayerWeights, LSTMOrbit
 from tasks.networks.recurrent import Parts, Recurrent, RecurrentConfig
+from tasks.networks.recurrent_orbit import ClosedLoop
 
 _kernel: Callable[..., tuple[Tensor, Tensor, Tensor]] = torch._VF.lstm
 
@@ -47,45 +48,17 @@ class LSTM(Recurrent, Network):
             )
         Recurrent.__init__(self, configs, **others)
 
-    def orbit(
+    def _orbit(
         self,
         inputs: Tensor,
-        *,
-        state: StateConvention = "full",
-        dtype: torch.dtype = torch.float64,
+        state: StateConvention,
+        dtype: torch.dtype,
+        closed: ClosedLoop | None,
     ) -> LSTMOrbit:
-        """One map a time step, from the zero state; `LSTMOrbit` says what `state` means."""
         layers = [
             LayerWeights(*self._detached_layer(layer, dtype)) for layer in range(self.num_layers)
         ]
-        return LSTMOrbit(tuple(layers), inputs, state=state)
-
-    def closed_orbit(
-        self,
-        inputs: Tensor,
-        *,
-        steps: int,
-        state: StateConvention = "full",
-        dtype: torch.dtype = torch.float64,
-    ) -> LSTMOrbit:
-        """The `steps` maps that follow `inputs` (B, T, I) when outputs are fed back as inputs.
-
-        Raises UnsuitableError where outputs and inputs differ in size.
-        """
-        if self.output_size != self.input_size:
-            raise UnsuitableError(
-                "a closed loop needs outputs of the size of the inputs; got input_size "
-                f"{self.input_size} and output_size {self.output_size}"
-            )
-        layers = [
-            LayerWeights(*self._detached_layer(layer, dtype)) for layer in range(self.num_layers)
-        ]
-        bias = getattr(self, "bias_out", None)
-        readout = Readout(
-            self.get_parameter("weight_out").detach().to(dtype),
-            None if bias is None else bias.detach().to(dtype),
-        )
-        return LSTMOrbit(tuple(layers), inputs, state=state, readout=readout, closed_steps=steps)
+        return LSTMOrbit(tuple(layers), inputs, state=state, closed=closed)
 
     def _draw_biases(
         self, config: Any, layer: int, scale: float, generator: torch.Generator

@@ -2,7 +2,8 @@
 
 With s = p_c + o(1−tanh² c') p_h what arrives at δc' (`lstm_tangent`), the gates' arguments get
 (i(1−i)g s, f(1−f)c s, i(1−g²) s, o(1−o) tanh c' p_h), c gets f s, and h and x get what U and W
-pass on. A layer's x is the h' of the layer below, so that layers come from the top.
+pass on. A layer's x is the h' of the layer below, so that layers come from the top. In a closed
+loop x of the first layer is V h + b of the last one's h, which gets what V passes on.
 
 Shapes: N members, B sequences, I inputs, H units, K tangents, D state (h then c, or h alone).
 """
@@ -40,4 +41,7 @@ def pull(step: "LSTMStep", P_NBDK: Tensor) -> tuple[Tensor, Tensor]:
         pulled_NBKD[..., start : start + H] = shared_product(gates, weights.U)
         above = shared_product(gates, weights.W)
     assert above is not None  # there is at least one layer
+    if step.readout is not None:
+        top = width * (len(step.layers) - 1)
+        pulled_NBKD[..., top : top + H] += shared_product(above, step.readout.V)
     return pulled_NBKD.mT, above.mT

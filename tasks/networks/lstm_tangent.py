@@ -7,7 +7,8 @@ Per layer, with A = U δh + W δx the tangent of the gates' arguments,
 
 No diagonal matrix is formed: one product with U serves every sequence and tangent of a member,
 the rest is elementwise. δx is 0 in the first layer and the δh' of the layer below in the others,
-which makes J block lower-triangular. With very many tangents it pays to weight the rows of the
+which makes J block lower-triangular. In a closed loop δx of the first layer is V δh of the last
+one, and the triangle is gone. With very many tangents it pays to weight the rows of the
 four U by their gains first, sequence by sequence, which halves the products of the full state
 and quarters those of the hidden one.
 
@@ -15,8 +16,8 @@ Shapes: N members, B sequences, T steps, I inputs, H units, G = 4H gates, K tang
 D = 2·H·layers for the full state (h then c, layers in order), H·layers for the hidden state.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -25,6 +26,7 @@ from torch import Tensor
 from tasks.networks.base import StateConvention
 from tasks.networks.layers import linear, matmul_tangents, sech2
 from tasks.networks.lstm_adjoint import pull
+from tasks.networks.recurrent_orbit import ClosedLoop, Readout, RecurrentOrbit, fed_back
 
 BLOCKS_FROM = 96
 """Tangents from which on forming the gain-weighted blocks costs less than it saves (measured,
@@ -36,13 +38,6 @@ class LayerWeights(NamedTuple):
 
     W: Tensor
     U: Tensor
-    b: Tensor | None
-
-
-class Readout(NamedTuple):
-    """V (N, I, H) and b (N, I): the outputs V h + b that a closed loop takes as its inputs."""
-
-    V: Tensor
     b: Tensor | None
 
 
@@ -196,7 +191,10 @@ class LSTMStep:
         return pull(self, P_NBDK)[0]
 
     def transposed_with_inputs(self, P_NBDK: Tensor) -> tuple[Tensor, Tensor]:
-        """Jᵀ P and (∂s'/∂x)ᵀ P (N, B, I, K), x the input of this step."""
+        """Jᵀ P and (∂s'/∂x)ᵀ P (N, B, I, K), x the input of this step.
+
+        In a closed loop Jᵀ P holds the path through x as well.
+        """
         return pull(self, P_NBDK)
 
     def dense(self) -> Tensor:
@@ -226,10 +224,11 @@ class LSTMStep:
         def step(*flat: Tensor) -> Tensor:
             after: list[Tensor] = []
             h_below: Tensor | None = None
+            first = self.drive_NBG
             if self.readout is not None:
-                h_below = linear(flat[-2], *self.readout)
+                first = fed_back(self.layers[0], self.readout, flat[-2])
             for layer, weights in enumerate(self.layers):
-                drive = self.drive_NBG if h_below is None else linear(h_below, *weights[::2])
+                drive = first if h_below is None else linear(h_below, *weights[::2])
                 h_below, c, _ = advance(weights, drive, flat[2 * layer], flat[2 * layer + 1])
                 after += [h_below, c] if self.state == "full" else [h_below]
             return torch.cat(after, dim=-1)
@@ -247,6 +246,8 @@ class LSTMStep:
     def log_abs_det(self) -> Tensor | None:
         """ln|det J| (N, B) in closed form for the full state; None for the hidden one.
 
+        None in a closed loop as well, where J is not block-triangular.
+
         Σ ln f + ln|o(1−o) tanh c'| over the units of every layer, and ln|det U_o| a layer.
         """
         if self.log_det_Uo_N is None:
@@ -255,17 +256,14 @@ class LSTMStep:
         return self.log_det_Uo_N.unsqueeze(1) + torch.stack(logs).sum(0)
 
 
-class LSTMOrbit:
-    """An LSTM driven by given inputs from the zero state, without dropout and gradients.
+class LSTMOrbit(RecurrentOrbit[LSTMStep]):
+    """The layers of an LSTM; open without `closed`.
 
     state: "full" differentiates (h', c') by (h, c), "hidden" h' by h with c held fixed, which is
         the convention of Vogt et al. (2022) and the derivative of no map once iterated.
-
-    readout, closed_steps: close the loop after the inputs, for so many steps; only these have
-        maps, those of s' = F(s, V h + b) with h of the last layer.
-
-    Only the current state is kept, so that memory does not grow with the number of steps.
     """
+
+    num_parts = 2
 
     def __init__(
         self,
@@ -273,64 +271,37 @@ class LSTMOrbit:
         inputs: Tensor,
         *,
         state: StateConvention,
-        readout: Readout | None = None,
-        closed_steps: int = 0,
+        closed: ClosedLoop | None = None,
     ) -> None:
-        self._layers, self._inputs, self.state = layers, inputs, state
-        self._readout = readout
-        self.loop = "open" if readout is None else "closed"
-        U = layers[0].U
-        self.num_members, self._units = U.shape[0], U.shape[-1]
-        self.num_sequences = inputs.shape[0]
-        self.num_steps = inputs.shape[1] if readout is None else closed_steps
-        self.tangent_size = (2 if state == "full" else 1) * self._units * len(layers)
-        # Where the h of the last layer stands, which the readout sees.
-        last = self.tangent_size - (2 if state == "full" else 1) * self._units
-        self.output_rows = slice(last, last + self._units)
-        self.dtype, self.device = U.dtype, U.device
+        rows = (2 if state == "full" else 1) * layers[0].U.shape[-1]
+        super().__init__(layers, inputs, state=state, tangent_rows=rows, closed=closed)
+        self._layers = layers
 
-    def maps(self) -> Iterator[LSTMStep]:
-        """The derivative of every step, in order."""
-        zeros = self._layers[0].U.new_zeros(self.num_members, self.num_sequences, self._units)
-        states = [(zeros, zeros) for _ in self._layers]
-        is_open = self._readout is None
-        log_det = self._log_det_output_gates() if self.state == "full" and is_open else None
-        for x_now in self._inputs.unbind(1):
-            step = self._advance(states, self._drive(x_now), log_det)
-            if is_open:
-                yield step
-        if self._readout is not None:
-            for _ in range(self.num_steps):
-                x_NBI = linear(states[-1][0], *self._readout)
-                yield self._advance(states, linear(x_NBI, *self._layers[0][::2]), None)
-
-    def _advance(
-        self, states: list[tuple[Tensor, Tensor]], drive: Tensor, log_det: Tensor | None
-    ) -> LSTMStep:
-        """The derivative of the next step; `states` are moved on."""
-        before = tuple(states)
-        below = drive
+    def _advance(self, states: list[tuple[Tensor, ...]], drive_NBG: Tensor) -> LSTMStep:
+        before = tuple((h, c) for h, c in states)
+        drive = drive_NBG
         all_gains: list[LayerGains] = []
         for layer, weights in enumerate(self._layers):
             if layer:
-                below = linear(states[layer - 1][0], weights.W, weights.b)
-            h, c, gains = advance(weights, below, *states[layer])
+                drive = linear(states[layer - 1][0], weights.W, weights.b)
+            h, c, gains = advance(weights, drive, *before[layer])
             states[layer] = (h, c)
             all_gains.append(gains)
-        gains_of_layers = tuple(all_gains)
         return LSTMStep(
-            self._layers, gains_of_layers, self.state, drive, before, log_det, self._readout
+            self._layers,
+            tuple(all_gains),
+            self.state,
+            drive_NBG,
+            before,
+            self._log_det_output_gates,
+            None if self._closed is None else self._closed.readout,
         )
 
-    def _drive(self, x_now: Tensor) -> Tensor:
-        """W x + b of the first layer, (N, B, 4H); a token picks a column of W."""
-        W, _, b = self._layers[0]
-        if x_now.is_floating_point():
-            return linear(x_now.to(W.dtype).expand(self.num_members, *x_now.shape), W, b)
-        drive = W.index_select(2, x_now).mT
-        return drive if b is None else drive + b.unsqueeze(1)
-
-    def _log_det_output_gates(self) -> Tensor:
+    @cached_property
+    def _log_det_output_gates(self) -> Tensor | None:
+        """ln|det U_o| (N,) summed over the layers; None where det J has no closed form."""
+        if self.state != "full" or self._closed is not None:
+            return None
         H = self._units
         logs = [torch.linalg.slogdet(w.U[:, 3 * H :].double()).logabsdet for w in self._layers]
         return torch.stack(logs).sum(0)

@@ -15,8 +15,9 @@ from typing import Annotated, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from tasks.base import Bounds, InputKind, PerMember
+from tasks.base import Bounds, InputKind, PerMember, UnsuitableError
 from tasks.base import Config as BaseConfig
+from tasks.networks.base import StateConvention
 from tasks.networks.layers import (
     Initialiser,
     common_settings,
@@ -27,6 +28,7 @@ from tasks.networks.layers import (
     linear,
 )
 from tasks.networks.layers import dropout as drop
+from tasks.networks.recurrent_orbit import ClosedLoop, Readout, RecurrentOrbit
 
 Parts = tuple[Tensor, ...]
 """The state of one layer, h first: (h,) or (h, c)."""
@@ -116,6 +118,59 @@ class Recurrent(nn.Module):
             state = self._zero_state(x_TBI.shape[1])
         run = self._run_fused if x_TBI.device.type == "cpu" else self._run_batched
         return run(x_TBI, state, dropout)
+
+    def orbit(
+        self,
+        inputs: Tensor,
+        *,
+        state: StateConvention = "full",
+        dtype: torch.dtype = torch.float64,
+    ) -> RecurrentOrbit[Any]:
+        """One map a time step of `inputs`, (B, T, I) or tokens (B, T), from the zero state.
+
+        state: "full", all of what the next step depends on; "hidden", h with c held fixed, which
+            is the same where h is the whole state.
+        """
+        return self._orbit(inputs, state, dtype, None)
+
+    def closed_orbit(
+        self,
+        inputs: Tensor,
+        *,
+        steps: int,
+        state: StateConvention = "full",
+        dtype: torch.dtype = torch.float64,
+    ) -> RecurrentOrbit[Any]:
+        """The `steps` maps that follow `inputs` (B, T, I) when outputs are fed back as inputs.
+
+        Raises UnsuitableError where outputs and inputs differ in size, and for tokens.
+        """
+        if not inputs.is_floating_point():
+            raise UnsuitableError(
+                "a closed loop needs real inputs (B, T, I): choosing the next token is no "
+                f"differentiable map; got {inputs.dtype} of shape {tuple(inputs.shape)}"
+            )
+        if self.output_size != self.input_size:
+            raise UnsuitableError(
+                "a closed loop needs outputs of the size of the inputs; got input_size "
+                f"{self.input_size} and output_size {self.output_size}"
+            )
+        bias = getattr(self, "bias_out", None)
+        readout = Readout(
+            self.get_parameter("weight_out").detach().to(dtype),
+            None if bias is None else bias.detach().to(dtype),
+        )
+        return self._orbit(inputs, state, dtype, ClosedLoop(readout, steps))
+
+    @abstractmethod
+    def _orbit(
+        self,
+        inputs: Tensor,
+        state: StateConvention,
+        dtype: torch.dtype,
+        closed: ClosedLoop | None,
+    ) -> RecurrentOrbit[Any]:
+        """The maps of an open loop, or of a closed one."""
 
     @abstractmethod
     def _cell(self, layer: int) -> Callable[[Tensor, Parts], Parts]:

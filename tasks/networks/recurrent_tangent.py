@@ -1,8 +1,9 @@
 """The orbit of stacked cells whose state is h alone, and the derivative of each of its steps.
 
 A layer's cell says how δh and δx move δh'; stacking them makes J block lower-triangular, because
-δx is 0 in the first layer and the δh' of the layer below in the others. The transposed step runs
-through the layers from the top, and also yields the derivative by the input.
+δx is 0 in the first layer and the δh' of the layer below in the others. In a closed loop δx of the
+first layer is V δh of the last one, and the triangle is gone. The transposed step runs through the
+layers from the top, and also yields the derivative by the input.
 
 With h as the whole state, "full" and "hidden" name the same derivative; the orbit keeps the name
 that was asked for.
@@ -11,7 +12,6 @@ Shapes: N members, B sequences, T steps, I inputs, H units, G rows of W and U, K
 D = H·layers (the h of all layers, from the first to the last).
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from tasks.networks.base import StateConvention
 from tasks.networks.layers import linear
+from tasks.networks.recurrent_orbit import ClosedLoop, Readout, RecurrentOrbit, Weights, fed_back
 
 
 def shared_product(x_NBKE: Tensor, W_NED: Tensor) -> Tensor:
@@ -28,27 +29,12 @@ def shared_product(x_NBKE: Tensor, W_NED: Tensor) -> Tensor:
     return torch.bmm(x_NBKE.reshape(N, B * K, E), W_NED).view(N, B, K, W_NED.shape[-1])
 
 
-class Cell(Protocol):
+class Cell(Weights, Protocol):
     """The equations of one layer for all members, and their derivative.
 
     `gains` are elementwise derivatives at one step, each (N, B, H); what they hold is the cell's
     own affair. Frames lead with their tangents, (N, B, K, H), so that all work runs along memory.
     """
-
-    @property
-    def W(self) -> Tensor:
-        """(N, G, I)."""
-        ...
-
-    @property
-    def U(self) -> Tensor:
-        """(N, G, H)."""
-        ...
-
-    @property
-    def b(self) -> Tensor | None:
-        """(N, G), added to W x."""
-        ...
 
     def advance(self, drive_NBG: Tensor, h: Tensor) -> tuple[Tensor, Any]:
         """h' and the gains, given W x + b and h."""
@@ -75,6 +61,7 @@ class HiddenStep:
     gains: tuple[Any, ...]
     drive_NBG: Tensor
     before: tuple[Tensor, ...]
+    readout: Readout | None = None
 
     def __call__(self, Q_NBDK: Tensor) -> Tensor:
         """J Q, (N, B, D, K), for a frame of every sequence."""
@@ -82,6 +69,8 @@ class HiddenStep:
         H = self.cells[0].U.shape[-1]
         moved_NBKD = torch.empty_like(Q_NBKD, memory_format=torch.contiguous_format)
         below: Tensor | None = None
+        if self.readout is not None:
+            below = shared_product(Q_NBKD[..., -H:], self.readout.V.mT)
         for layer, (cell, gains) in enumerate(zip(self.cells, self.gains, strict=True)):
             here = slice(layer * H, (layer + 1) * H)
             cell.push(gains, Q_NBKD[..., here], below, moved_NBKD[..., here])
@@ -93,7 +82,10 @@ class HiddenStep:
         return self.transposed_with_inputs(P_NBDK)[0]
 
     def transposed_with_inputs(self, P_NBDK: Tensor) -> tuple[Tensor, Tensor]:
-        """Jᵀ P (N, B, D, K) and (∂s'/∂x)ᵀ P (N, B, I, K), x the input of this step."""
+        """Jᵀ P (N, B, D, K) and (∂s'/∂x)ᵀ P (N, B, I, K), x the input of this step.
+
+        In a closed loop Jᵀ P holds the path through x as well.
+        """
         P_NBKD = P_NBDK.mT
         H = self.cells[0].U.shape[-1]
         pulled_NBKD = torch.empty_like(P_NBKD, memory_format=torch.contiguous_format)
@@ -105,6 +97,8 @@ class HiddenStep:
             pulled_NBKD[..., here], drive = cell.pull(gains, p)
             above = shared_product(drive, cell.W)
         assert above is not None  # there is at least one layer
+        if self.readout is not None:
+            pulled_NBKD[..., -H:] += shared_product(above, self.readout.V)
         return pulled_NBKD.mT, above.mT
 
     def dense(self) -> Tensor:
@@ -123,6 +117,8 @@ class HiddenStep:
             varied = [h.clone().requires_grad_() for h in self.before]
             after: list[Tensor] = []
             drive = self.drive_NBG
+            if self.readout is not None:
+                drive = fed_back(self.cells[0], self.readout, varied[-1])
             for layer, cell in enumerate(self.cells):
                 if layer:
                     drive = linear(after[-1], cell.W, cell.b)
@@ -138,8 +134,10 @@ class HiddenStep:
     def log_abs_det(self) -> Tensor | None:
         """ln|det J| (N, B): the sum over the layers, J being block lower-triangular.
 
-        None where a cell has no closed form.
+        None where a cell has no closed form, and in a closed loop, where it is not triangular.
         """
+        if self.readout is not None:
+            return None
         found: list[Tensor] = []
         for cell, gains in zip(self.cells, self.gains, strict=True):
             log_det = cell.log_abs_det(gains)
@@ -149,43 +147,32 @@ class HiddenStep:
         return torch.stack(found).sum(0)
 
 
-class HiddenOrbit:
-    """Stacked cells driven by given inputs from h = 0, without dropout and gradients.
+class HiddenOrbit(RecurrentOrbit[HiddenStep]):
+    """Stacked cells whose state is h alone; open without `closed`."""
 
-    output_rows: where the h of the last layer, which the readout sees, stands in the state.
+    num_parts = 1
 
-    Only the current state is kept, so that memory does not grow with the number of steps.
-    """
+    def __init__(
+        self,
+        cells: tuple[Cell, ...],
+        inputs: Tensor,
+        *,
+        state: StateConvention,
+        closed: ClosedLoop | None = None,
+    ) -> None:
+        H = cells[0].U.shape[-1]
+        super().__init__(cells, inputs, state=state, tangent_rows=H, closed=closed)
+        self._cells = cells
 
-    def __init__(self, cells: tuple[Cell, ...], inputs: Tensor, *, state: StateConvention) -> None:
-        self._cells, self._inputs = cells, inputs
-        self.state: StateConvention = state
-        U = cells[0].U
-        self.num_members, self._units = U.shape[0], U.shape[-1]
-        self.num_sequences, self.num_steps = inputs.shape[0], inputs.shape[1]
-        self.tangent_size = self._units * len(cells)
-        self.output_rows = slice(self.tangent_size - self._units, self.tangent_size)
-        self.dtype, self.device = U.dtype, U.device
-
-    def maps(self) -> Iterator[HiddenStep]:
-        """The derivative of every step, in order."""
-        zeros = self._cells[0].U.new_zeros(self.num_members, self.num_sequences, self._units)
-        states = [zeros] * len(self._cells)
-        for x_now in self._inputs.unbind(1):
-            first = drive = self._drive(x_now)
-            before = tuple(states)
-            all_gains = []
-            for layer, cell in enumerate(self._cells):
-                if layer:
-                    drive = linear(states[layer - 1], cell.W, cell.b)
-                states[layer], gains = cell.advance(drive, states[layer])
-                all_gains.append(gains)
-            yield HiddenStep(self._cells, tuple(all_gains), first, before)
-
-    def _drive(self, x_now: Tensor) -> Tensor:
-        """W x + b of the first layer, (N, B, G); a token picks a column of W."""
-        W, b = self._cells[0].W, self._cells[0].b
-        if x_now.is_floating_point():
-            return linear(x_now.to(W.dtype).expand(self.num_members, *x_now.shape), W, b)
-        drive = W.index_select(2, x_now).mT
-        return drive if b is None else drive + b.unsqueeze(1)
+    def _advance(self, states: list[tuple[Tensor, ...]], drive_NBG: Tensor) -> HiddenStep:
+        before = tuple(h for (h,) in states)
+        drive = drive_NBG
+        all_gains = []
+        for layer, cell in enumerate(self._cells):
+            if layer:
+                drive = linear(states[layer - 1][0], cell.W, cell.b)
+            h, gains = cell.advance(drive, before[layer])
+            states[layer] = (h,)
+            all_gains.append(gains)
+        readout = None if self._closed is None else self._closed.readout
+        return HiddenStep(self._cells, tuple(all_gains), drive_NBG, before, readout)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from tasks.networks.base import Network, StateConvention
 from tasks.networks.recurrent import Parts, Recurrent, RecurrentConfig
+from tasks.networks.recurrent_orbit import ClosedLoop
 from tasks.networks.recurrent_tangent import HiddenOrbit
 from tasks.networks.rnn_tangent import ACTIVATIONS, RNNCell
 
@@ -43,19 +44,18 @@ class RNN(Recurrent, Network):
         Recurrent.__init__(self, configs, **others)
         self.activation: str = configs[0].activation
 
-    def orbit(
+    def _orbit(
         self,
         inputs: Tensor,
-        *,
-        state: StateConvention = "full",
-        dtype: torch.dtype = torch.float64,
+        state: StateConvention,
+        dtype: torch.dtype,
+        closed: ClosedLoop | None,
     ) -> HiddenOrbit:
-        """One map a time step, from h = 0; h is the whole state, so "hidden" is "full"."""
         cells = [
             RNNCell(*self._detached_layer(layer, dtype), self.activation)
             for layer in range(self.num_layers)
         ]
-        return HiddenOrbit(tuple(cells), inputs, state=state)
+        return HiddenOrbit(tuple(cells), inputs, state=state, closed=closed)
 
     def _cell(self, layer: int) -> Callable[[Tensor, Parts], Parts]:
         U_NHG = self._layer(layer)[1].mT
