@@ -8,7 +8,7 @@ with powers and products where there are trials enough, Holm over each table's c
 
 import math
 import zlib
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -61,12 +61,14 @@ def correlations(frame: SweepFrame) -> pd.DataFrame:
     strata_negative, reverses;
     interval, test, num_covariates… say how.
     """
-    target = frame.target
+    target, known = frame.target, ft.described(frame)
     lines = []
     for epoch in frame.measured_epochs or sorted(set(frame.scalars["epoch"])):
         view = ft.early_view(frame, epoch)
         table = ft.features(view)
-        table = table.reindex(target.index.intersection(table.index))
+        table = table.reindex(frame.target_at(epoch).index.intersection(table.index))
+        if table.empty:
+            continue
         y = target.reindex(table.index).to_numpy(float)
         settings = ft.hyperparameters(view).reindex(table.index)
         seen = table[[ft.LOSS_SEEN]] if ft.LOSS_SEEN in table else table[[]]
@@ -78,7 +80,7 @@ def correlations(frame: SweepFrame) -> pd.DataFrame:
             lines.append(
                 {
                     "epoch": epoch,
-                    **_about(name),
+                    **_about(known[name]),
                     **_line(x, y, settings, given, None if is_bar else given_loss, epoch, name),
                 }
             )
@@ -106,12 +108,13 @@ def design(frame: SweepFrame) -> pd.DataFrame:
     rows = {name: column.to_numpy(float) for name, column in numbers.items()}
     rows["final loss"] = target.to_numpy(float)
     for name, x in rows.items():
-        lines += [_pair(-1, name, x, params[s], s) for s in frame.sampled if s != name]
+        lines += [_pair(-1, name, name, x, params[s]) for s in frame.sampled if s != name]
     for epoch in frame.measured_epochs:
-        table = ft.features(ft.early_view(frame, epoch)).reindex(target.index)
+        table = ft.features(ft.early_view(frame, epoch)).reindex(frame.target_at(epoch).index)
         for name in map(str, table):
+            x, label = table[name].to_numpy(float), ft.described(frame)[name].label
             lines += [
-                _pair(epoch, name, table[name].to_numpy(float), params[s], s) for s in frame.sampled
+                _pair(epoch, name, label, x, params.loc[table.index, s]) for s in frame.sampled
             ]
     return pd.DataFrame(lines)
 
@@ -123,18 +126,18 @@ def divergence(frame: SweepFrame) -> pd.DataFrame:
     Columns: epoch, feature, label, group, num_diverged, num_finite, auc, with _low, _high, _p,
     _problem, _p_holm. A trial counts at an epoch only while it has not diverged yet.
     """
-    trials = frame.trials
+    trials, known = frame.trials, ft.described(frame)
     lines = []
     for epoch in frame.measured_epochs:
         table = ft.features(ft.early_view(frame, epoch))
         state = trials.reindex(table.index)
         is_case = (state["state"] == "diverged") & (state["last_epoch"] > epoch)
-        enters = is_case | state["target"].notna()
+        enters = is_case | state.index.isin(frame.target_at(epoch).index)
         for name in map(str, table):
             x, case = table.loc[enters, name].to_numpy(float), is_case[enters].to_numpy(bool)
             estimate = separation(x, case)
             num = {"num_diverged": int(case.sum()), "num_finite": int((~case).sum())}
-            lines.append({"epoch": epoch, **_about(name), **num, **_spell("auc", estimate)})
+            lines.append({"epoch": epoch, **_about(known[name]), **num, **_spell("auc", estimate)})
     result = pd.DataFrame(lines)
     if not result.empty:
         result["auc_p_holm"] = holm(result["auc_p"].to_numpy(float))
@@ -144,6 +147,24 @@ def divergence(frame: SweepFrame) -> pd.DataFrame:
 def strongest(table: pd.DataFrame, column: str, zero: float = 0.0) -> pd.Series:
     """The line of a table, not empty, in which a number is farthest from `zero`."""
     return table.iloc[int(np.nanargmax((table[column].astype(float) - zero).abs().to_numpy()))]
+
+
+def most_telling(
+    table: pd.DataFrame, column: str, zero: float = 0.0, *, level: float = 0.05
+) -> pd.Series | None:
+    """The strongest line of those that pass Holm's test; where none does, that of least p.
+
+    Features are known of different numbers of trials: the largest of all numbers is as likely
+    one of few trials' chance as it is the best founded. None where no line has a number.
+    """
+    known = table.dropna(subset=[column]) if len(table) else table
+    if known.empty:
+        return None
+    passing = known[known[f"{column}_p_holm"].astype(float) < level]
+    if len(passing):
+        return strongest(passing, column, zero)
+    p = known[f"{column}_p"].astype(float)
+    return strongest(known if p.isna().all() else known[p == p.min()], column, zero)
 
 
 def covariates(settings: pd.DataFrame) -> Covariates:
@@ -250,7 +271,7 @@ def _tie(x: np.ndarray, y: np.ndarray) -> float:
     return abs(float(stats.spearmanr(x[keep], y[keep]).statistic))
 
 
-def _pair(epoch: int, row: str, x: np.ndarray, setting: pd.Series, name: str) -> dict[str, object]:
+def _pair(epoch: int, row: str, label: str, x: np.ndarray, setting: pd.Series) -> dict[str, object]:
     if ft.is_number(setting):
         y = setting.to_numpy(float)
         estimate = correlation(x, y, "spearman", num_resamples=0)
@@ -258,21 +279,24 @@ def _pair(epoch: int, row: str, x: np.ndarray, setting: pd.Series, name: str) ->
     else:
         estimate = correlation_ratio(x, setting.map(str).to_numpy(dtype=str))
         measure = "eta"
-    label = ft.FEATURES[row].label if row in ft.FEATURES else row
     return {
         "epoch": epoch,
         "row": row,
         "label": label,
-        "setting": name,
+        "setting": setting.name,
         "measure": measure,
         "n": estimate.n,
         **_spell("value", estimate),
     }
 
 
-def _about(name: str) -> dict[str, str]:
-    feature = asdict(ft.FEATURES[name])
-    return {"feature": name, **{k: feature[k] for k in ("label", "unit", "group")}}
+def _about(feature: ft.Feature) -> dict[str, str]:
+    return {
+        "feature": feature.name,
+        "label": feature.label,
+        "unit": feature.unit,
+        "group": feature.group,
+    }
 
 
 def _spell(prefix: str, estimate: Estimate) -> dict[str, object]:

@@ -56,15 +56,16 @@ def compare(frame: SweepFrame) -> Comparison:
     scores, increments = [], []
     for epoch in epochs:
         view = ft.early_view(frame, epoch)
+        ahead = transformed.reindex(frame.target_at(epoch).index)
         errors: dict[str, np.ndarray] = {}
         for name, predictor in variants().items():
-            line, squares = _score(view, transformed, predictor)
+            line, squares = _score(view, ahead, predictor)
             scores.append({"epoch": epoch, "predictor": name, **line})
             if squares is not None:
                 errors[name] = squares
         if BASELINE in errors and CHALLENGER in errors:
             gain = _gain(errors[BASELINE], errors[CHALLENGER], 0.05 / len(epochs))
-            increments.append({"epoch": epoch, "n": len(target), **gain})
+            increments.append({"epoch": epoch, "n": len(errors[BASELINE]), **gain})
     return Comparison(pd.DataFrame(scores), pd.DataFrame(increments), is_log)
 
 

@@ -1,18 +1,21 @@
 """What is computed from an EarlyView: one number a trial and feature, in one place.
 
-Exponents keep their unit (nats per step, or per layer for FTLEs of feed-forward networks). A
-feature that a trial lacks is NaN. The spread of a spectrum that holds -∞ (an exactly singular
-map) is NaN as well: such exponents are never averaged silently.
+A measured feature at an epoch comes from that epoch's own measurement, never from an earlier one
+where that was skipped; the loss seen is the last one there was. Exponents keep their unit (nats
+per step, or per layer for FTLEs of feed-forward networks). A feature that a trial lacks is NaN.
+The spread of a spectrum that holds -∞ (an exactly singular map) is NaN as well: such exponents
+are never averaged silently.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Literal
 
 import numpy as np
 import pandas as pd
 
+from analysis import words
 from analysis.frame import EarlyView, SweepFrame
 from pipeline.dynamics import derived
 
@@ -20,7 +23,7 @@ Group = Literal["spectrum", "ftle", "norms", "loss"]
 
 LOSS_SEEN = "loss.seen"
 _PER_STEP = "nats/step"
-_TOP_SHARE = 0.1
+_TOP_PART = 10  # one in so many exponents of the state is at the top
 _LOG_FROM = 10.0
 
 
@@ -97,12 +100,11 @@ def features(view: EarlyView) -> pd.DataFrame:
 
     A trial's features depend on that trial alone, so that rows may be taken out freely.
     """
-    latest = view.latest
-    known = {
-        name: latest[quantity].to_numpy(float)
-        for name, quantity in _FROM_SCALARS.items()
-        if quantity in latest
-    }
+    known = {}
+    for name, quantity in _FROM_SCALARS.items():
+        scalars = view.latest if FEATURES[name].group == "loss" else view.current
+        if quantity in scalars:
+            known[name] = scalars[quantity].to_numpy(float)
     table = pd.DataFrame(known, index=view.trials)
     for name, values in {**_of_spectra(view), **_of_quantiles(view)}.items():
         if name not in table:
@@ -122,10 +124,32 @@ def measured(table: pd.DataFrame) -> list[str]:
 
 def headline(frame: SweepFrame) -> list[Feature]:
     """The few features of this sweep that figures show, the loss not among them."""
-    if not frame.measured_epochs:
-        return []
-    table = features(early_view(frame, frame.measured_epochs[-1]))
-    return [FEATURES[name] for name in measured(table) if FEATURES[name].is_headline]
+    known = described(frame)
+    return [known[name] for name in _measured_anywhere(frame) if known[name].is_headline]
+
+
+@lru_cache(maxsize=2)
+def described(frame: SweepFrame) -> dict[str, Feature]:
+    """`FEATURES`, in words that hold for this sweep's spectra.
+
+    Where fewer exponents were measured than the state has, a mean is one of the leading ones.
+    """
+    kinds = frame.spectra_measured
+    if kinds.empty or (kinds["k"] >= kinds["state_size"]).all():
+        return FEATURES
+    leading = f"the {words.either(sorted(kinds['k'].unique().tolist()))} leading exponents"
+    labels = {
+        "lyapunov.mean": f"mean of {leading}",
+        "lyapunov.std": f"spread of {leading}",
+        "lyapunov.near_zero": f"number of {leading} near 0",
+    }
+    return {n: replace(f, label=labels[n]) if n in labels else f for n, f in FEATURES.items()}
+
+
+@lru_cache(maxsize=2)
+def _measured_anywhere(frame: SweepFrame) -> tuple[str, ...]:
+    found = {n for e in frame.measured_epochs for n in measured(features(early_view(frame, e)))}
+    return tuple(name for name in FEATURES if name in found)
 
 
 @lru_cache(maxsize=32)
@@ -171,20 +195,23 @@ def is_number(column: pd.Series) -> bool:
 
 def _of_spectra(view: EarlyView) -> dict[str, dict[int, float]]:
     """What the records do not hold as scalars, from each trial's ordered exponents."""
-    by_size: dict[int, list[tuple[int, np.ndarray]]] = {}
+    by_size: dict[tuple[int, int], list[tuple[int, np.ndarray]]] = {}
     for trial, spectrum in view.arrays("lyapunov.spectrum").items():
         if spectrum.size:
-            by_size.setdefault(spectrum.size, []).append((trial, -np.sort(-spectrum)))
+            kind = (spectrum.size, view.state_sizes[trial])
+            by_size.setdefault(kind, []).append((trial, -np.sort(-spectrum)))
     found: dict[str, dict[int, float]] = {}
-    for size, members in by_size.items():
+    for (size, state_size), members in by_size.items():
         trials, spectra = [t for t, _ in members], np.stack([s for _, s in members])
         moments = derived.moments(spectra)
         columns = {
             "lyapunov.max": spectra[:, 0],
             "lyapunov.mean": moments["mean"],
             "lyapunov.std": moments["std"],
-            "lyapunov.top_mean": spectra[:, : math.ceil(_TOP_SHARE * size)].mean(axis=1),
         }
+        num_top = -(-state_size // _TOP_PART)
+        if num_top <= size:
+            columns["lyapunov.top_mean"] = spectra[:, :num_top].mean(axis=1)
         if size > 1:
             columns["lyapunov.gap"] = derived.gaps(spectra)[:, 0]
         for name, column in columns.items():

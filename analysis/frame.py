@@ -151,6 +151,18 @@ class SweepFrame:
         """Final loss of the trials that have one, by trial."""
         return self.trials["target"].dropna()
 
+    def target_at(self, epoch: int) -> pd.Series:
+        """`target` of the trials for which it still lay ahead at the end of `epoch`.
+
+        A trial that had ended by then would be foretold by its own outcome. At the sweep's final
+        epoch, where nothing lies ahead of anyone, all are kept.
+        """
+        target = self.target
+        if epoch >= self.final_epoch:
+            return target
+        ahead: pd.Series = target[self.trials.loc[target.index, "last_epoch"] > epoch]
+        return ahead
+
     @cached_property
     def seconds(self) -> pd.DataFrame:
         """Time by trial, epoch, activity (training, measuring) and diagnostic."""
@@ -185,6 +197,27 @@ class SweepFrame:
         if row < 0:
             raise KeyError(f"no quantity {quantity!r} in these records")
         return str(self.table["unit"][row].as_py())
+
+    def details(self, quantity: str) -> dict[str, list[Any]]:
+        """How a quantity was obtained: each distinct value of each detail, sorted.
+
+        Nested details have dotted names. None stands for rows that lack a detail which others
+        have.
+        """
+        rows = self.table.filter(pc.equal(self.table["quantity"], quantity))
+        each = [_flat(json.loads(text)) for text in pc.unique(rows["details"]).to_pylist()]
+        names = dict.fromkeys(name for details in each for name in details)
+        return {name: _distinct([details.get(name) for details in each]) for name in names}
+
+    @cached_property
+    def spectra_measured(self) -> pd.DataFrame:
+        """What each recorded spectrum is of: trial, epoch, k, state_size, state.
+
+        A record that names no state size is taken to hold the whole spectrum.
+        """
+        rows = self.table.filter(pc.equal(self.table["quantity"], "lyapunov.spectrum"))
+        columns = ["trial", "epoch", "values", "details"]
+        return _kinds(rows.select(columns).to_pylist())
 
     @cached_property
     def ranges(self) -> dict[str, Range]:
@@ -238,19 +271,67 @@ class EarlyView:
     @cached_property
     def latest(self) -> pd.DataFrame:
         """The last value of every scalar, trials by quantities; NaN where never recorded."""
-        last = self.scalars.sort_values("epoch").groupby(["trial", "quantity"])["value"].last()
-        return last.unstack().reindex(self.trials) if len(last) else pd.DataFrame(index=self.trials)
+        return self._by_trial(self.scalars.sort_values("epoch"))
+
+    @cached_property
+    def current(self) -> pd.DataFrame:
+        """The scalars recorded at `epoch` itself, trials by quantities; NaN where there is none.
+
+        A measurement that was skipped is not stood in for by an earlier one.
+        """
+        return self._by_trial(self.scalars[self.scalars["epoch"] == self.epoch])
 
     def arrays(self, quantity: str) -> dict[int, np.ndarray]:
-        """The last measured array of a quantity by trial."""
-        rows = self.table.filter(pc.equal(self.table["quantity"], quantity)).sort_by("epoch")
-        columns = rows.select(["trial", "values", "shape"]).to_pylist()
+        """The array of a quantity measured at `epoch` itself, by trial."""
+        columns = self._rows(quantity).select(["trial", "values", "shape"]).to_pylist()
         return dict(zip((r["trial"] for r in columns), records.arrays(columns), strict=True))
+
+    @cached_property
+    def state_sizes(self) -> dict[int, int]:
+        """Number of exponents that the spectrum measured at `epoch` is taken from, by trial."""
+        rows = self._rows("lyapunov.spectrum").select(["trial", "epoch", "values", "details"])
+        kinds = _kinds(rows.to_pylist())
+        return dict(zip(kinds["trial"], kinds["state_size"], strict=True))
+
+    def _rows(self, quantity: str) -> pa.Table:
+        table = self.table
+        is_wanted = pc.and_(
+            pc.equal(table["quantity"], quantity), pc.equal(table["epoch"], self.epoch)
+        )
+        return table.filter(is_wanted)
+
+    def _by_trial(self, scalars: pd.DataFrame) -> pd.DataFrame:
+        last = scalars.groupby(["trial", "quantity"])["value"].last()
+        return last.unstack().reindex(self.trials) if len(last) else pd.DataFrame(index=self.trials)
 
     def details(self, quantity: str) -> dict[str, Any]:
         """How a quantity was obtained in the first row that has it; {} where none does."""
         row = pc.index(self.table["quantity"], quantity).as_py()
         return json.loads(self.table["details"][row].as_py()) if row >= 0 else {}
+
+
+def _kinds(rows: list[dict[str, Any]]) -> pd.DataFrame:
+    lines = []
+    for row in rows:
+        k, details = len(row["values"]), json.loads(row["details"])
+        size = int(details.get("state_size") or k)
+        state = str(details.get("state", "full"))
+        lines.append((row["trial"], row["epoch"], k, size, state))
+    return pd.DataFrame(lines, columns=["trial", "epoch", "k", "state_size", "state"])
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        flat |= _flat(value, f"{name}.") if isinstance(value, dict) else {name: value}
+    return flat
+
+
+def _distinct(values: list[Any]) -> list[Any]:
+    found = list({json.dumps(v): v for v in values}.values())
+    is_number = all(isinstance(v, int | float) for v in found)
+    return sorted(found) if is_number else sorted(found, key=lambda v: (v is None, str(v)))
 
 
 def _repeats(numbers: list[int]) -> bool:

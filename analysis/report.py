@@ -19,11 +19,12 @@ from typing import Any
 import jinja2
 import numpy as np
 import pandas as pd
+import pyarrow.compute as pc
 import yaml
 
 from analysis import features as ft
 from analysis import words
-from analysis.correlations import correlations, design, divergence, strongest
+from analysis.correlations import correlations, design, divergence, most_telling, strongest
 from analysis.evaluate import NUM_FOLDS, NUM_REPEATS, compare
 from analysis.figures.base import Figure, when
 from analysis.frame import MEASURED_PREFIXES, AnalysisError, SweepFrame
@@ -32,6 +33,7 @@ from analysis.verdict import early_epochs, verdict
 from pipeline import catalog
 
 MARKER = ".lyapsweep-report"
+SKIPPED = "skipped_over_budget"
 _MAX_TRIALS_SHOWN = 300
 _TEMPLATES = Path(__file__).parent / "templates"
 
@@ -272,28 +274,56 @@ def _range_table(frame: SweepFrame) -> TableView | None:
 
 def _measurement_table(frame: SweepFrame) -> TableView | None:
     """Quantities measured under the same conventions share a line."""
-    view = frame.early_view(frame.final_epoch)
     shared: dict[str, list[str]] = {}
     for quantity in sorted(q for q in frame.quantities if q.startswith(MEASURED_PREFIXES)):
-        details = view.details(quantity)
-        spelled = ", ".join(f"{k} {v}" for k, v in details.items())
+        details = frame.details(quantity)
+        spelled = ", ".join(f"{name} {_either(values)}" for name, values in details.items())
         shared.setdefault(spelled or "–", []).append(f"{quantity} [{frame.unit(quantity)}]")
     rows = [[", ".join(quantities), spelled] for spelled, quantities in shared.items()]
-    note = "; ".join(f"{flag}: {count} measurements" for flag, count in _flags(frame).items())
+    flags = "; ".join(f"{flag}: {words.count(n, 'reading')}" for flag, n in _flags(frame).items())
+    notes = [f"Flagged: {flags}." if flags else "", _skipped(frame)]
     return _view(
         "How exponents were measured",
         ("Quantities", "Conventions"),
         rows,
-        note=f"Flagged: {note}." if note else "",
+        note=" ".join(filter(None, notes)),
     )
 
 
+def _either(values: Sequence[Any]) -> str:
+    """The values of one detail among trials; None, for those without it, comes last."""
+    return words.either(["none" if v is None else v for v in values])
+
+
+def _flagged(frame: SweepFrame) -> list[dict[str, Any]]:
+    rows = frame.table.filter(pc.greater(pc.list_value_length(frame.table["flags"]), 0))
+    return rows.select(["trial", "epoch", "quantity", "flags"]).to_pylist()  # type: ignore[no-any-return]
+
+
 def _flags(frame: SweepFrame) -> dict[str, int]:
-    """How often each flag stands at a measured spectrum or FTLE."""
-    rows = frame.table.select(["quantity", "flags"]).to_pylist()
-    main = {"lyapunov.spectrum", "ftle.quantiles", "ftle.mean"} & frame.quantities
-    counted = Counter(f for r in rows if r["quantity"] in main for f in r["flags"])
-    return dict(counted.most_common())
+    """At how many readings of a spectrum or FTLEs each flag stands.
+
+    One measurement of a trial at an epoch is one reading, however many quantities carry the flag.
+    """
+    readings = {
+        (flag, row["trial"], row["epoch"], row["quantity"].split(".")[0])
+        for row in _flagged(frame)
+        if row["quantity"].startswith(MEASURED_PREFIXES)
+        for flag in row["flags"]
+    }
+    return dict(Counter(flag for flag, *_ in sorted(readings)).most_common())
+
+
+def _skipped(frame: SweepFrame) -> str:
+    """The measurements that were due and not taken, which stand under the diagnostic's name."""
+    skipped = Counter(
+        (row["quantity"], row["epoch"]) for row in _flagged(frame) if SKIPPED in row["flags"]
+    )
+    spelled = [
+        f"{diagnostic} {when(epoch)} in {words.count(n, 'trial')}"
+        for (diagnostic, epoch), n in sorted(skipped.items())
+    ]
+    return f"Skipped, as they would have cost too much: {'; '.join(spelled)}." if spelled else ""
 
 
 def _cost_table(frame: SweepFrame) -> TableView | None:
@@ -415,10 +445,8 @@ def _correlation_tables(frame: SweepFrame) -> list[tuple[str, bool, TableView]]:
 def _epoch_to_open(frame: SweepFrame, table: pd.DataFrame) -> int:
     """The early epoch whose features go most with the loss."""
     early = table[table["epoch"].isin(early_epochs(frame)) & (table["group"] != "loss")]
-    known = early.dropna(subset=["spearman"])
-    if known.empty:
-        return int(table["epoch"].iloc[0])
-    return int(strongest(known, "spearman")["epoch"])
+    row = most_telling(early, "spearman")
+    return int(table["epoch"].iloc[0] if row is None else row["epoch"])
 
 
 def _predictor_table(frame: SweepFrame) -> TableView | None:

@@ -18,7 +18,7 @@ from typing import Literal
 import pandas as pd
 
 from analysis import words
-from analysis.correlations import correlations, divergence, strongest
+from analysis.correlations import correlations, divergence, most_telling, strongest
 from analysis.evaluate import compare
 from analysis.features import LOSS_SEEN
 from analysis.figures.base import when
@@ -32,6 +32,12 @@ Kind = Literal[
 MIN_FINISHED = 20
 PLANNED = 150
 _LEVEL = 0.05
+_DECIDES = {
+    "adds": ("given_settings_and_loss", "both"),
+    "hint": ("given_settings_and_loss", "both"),
+    "redundant": ("given_settings", "the settings"),
+}
+"""Which correlation a claim rests on, where it is not the plain one, and what it holds fixed."""
 _STEERED = ("tpe", "gp", "cmaes")
 
 
@@ -112,26 +118,19 @@ def _refusal(frame: SweepFrame, n: int) -> Verdict | None:
 
 def _decide(spectral: pd.DataFrame, gains: pd.DataFrame) -> tuple[Kind, pd.Series | None]:
     """The rule that holds, and the line of the table that it rests on."""
-    strictest = _strongest(spectral, "given_settings_and_loss")
+    strictest = most_telling(spectral, "given_settings_and_loss", level=_LEVEL)
     helps = len(gains) > 0 and bool((gains["gain_low"] > 0).any())
     if strictest is not None and strictest["given_settings_and_loss_p_holm"] < _LEVEL:
         return ("adds" if helps else "hint"), strictest
     if helps and strictest is not None:
         return "hint", strictest
-    given = _strongest(spectral, "given_settings")
+    given = most_telling(spectral, "given_settings", level=_LEVEL)
     if given is not None and given["given_settings_p_holm"] < _LEVEL:
         return "redundant", given
-    plain = _strongest(spectral, "spearman")
+    plain = most_telling(spectral, "spearman", level=_LEVEL)
     if plain is not None and plain["spearman_p_holm"] < _LEVEL:
         return "confounded", plain
     return "nothing", plain
-
-
-def _strongest(table: pd.DataFrame, column: str) -> pd.Series | None:
-    known = table.dropna(subset=[column])
-    if known.empty:
-        return None
-    return strongest(known, column)
 
 
 def _headline(kind: Kind, row: pd.Series, n: int) -> str:
@@ -171,14 +170,23 @@ def _evidence(
 ) -> tuple[str, ...]:
     epoch = int(row["epoch"])
     num_tests = int(table["spearman_p_holm"].notna().sum())
-    direction = "lower" if row["spearman"] < 0 else "higher"
+    name = f"{row['label']} {when(epoch)}"
+    column, fixed = _DECIDES.get(kind, ("spearman", ""))
+    plain, held = _direction(row, "spearman"), _direction(row, column)
+    turns = ""
+    if held not in ("", plain):
+        turns = f"; with {fixed} held fixed, the higher the {name}, the {held} the final loss"
     found = [
-        f"Over {words.count(int(row['n']), 'finished trial')}, the higher the {row['label']} "
-        f"{when(epoch)}, the {direction} the final loss: rank correlation "
-        f"{_spelled(row, 'spearman')}, {words.p_phrase(row['spearman_p_holm'])} after Holm's "
-        f"correction for {num_tests} tests.",
+        f"Over {words.count(int(row['n']), 'finished trial')}, "
+        + (
+            f"the higher the {name}, the {plain} the final loss: "
+            if plain
+            else f"no direction can be told in which the {name} goes with the final loss: "
+        )
+        + f"rank correlation {_spelled(row, 'spearman')}, "
+        f"{words.p_phrase(row['spearman_p_holm'])} after Holm's correction for {num_tests} tests.",
         f"With the sampled settings held fixed {_left(row, 'given_settings')}; with the loss seen "
-        f"held fixed as well {_left(row, 'given_settings_and_loss')}.",
+        f"held fixed as well {_left(row, 'given_settings_and_loss')}{turns}.",
     ]
     bar = table[(table["epoch"] == epoch) & (table["feature"] == LOSS_SEEN)]
     if len(bar) and math.isfinite(bar["spearman"].iloc[0]):
@@ -208,7 +216,7 @@ def _evidence(
 
 def _cautions(frame: SweepFrame, table: pd.DataFrame, spectral: pd.DataFrame) -> tuple[str, ...]:
     n = len(frame.target)
-    found = []
+    found = [*_mixture(frame)]
     turned = spectral[spectral["reverses"].astype(bool)]
     if len(turned):
         row = strongest(turned, "within")
@@ -265,7 +273,14 @@ def _divergence(frame: SweepFrame) -> tuple[str, ...]:
     known = known.dropna(subset=["auc"]) if len(known) else known
     if known.empty:
         return (text + "; too few to say what foretells divergence.",)
-    row = strongest(known, "auc", 0.5)
+    row = most_telling(known, "auc", 0.5, level=_LEVEL)
+    assert row is not None
+    if not (row["auc_low"] > 0.5 or row["auc_high"] < 0.5):
+        return (
+            f"{text}. Nothing seen early on separates them detectably; closest comes the "
+            f"{row['label']} {when(int(row['epoch']))} (AUC {words.number(row['auc'])}, "
+            f"{words.p_phrase(row['auc_p_holm'])} after Holm's correction).",
+        )
     larger = "higher" if row["auc"] > 0.5 else "lower"
     auc = max(row["auc"], 1 - row["auc"])
     return (
@@ -273,6 +288,29 @@ def _divergence(frame: SweepFrame) -> tuple[str, ...]:
         f"{when(int(row['epoch']))} (AUC {words.number(auc)}, "
         f"{words.p_phrase(row['auc_p_holm'])} after Holm's correction).",
     )
+
+
+def _mixture(frame: SweepFrame) -> tuple[str, ...]:
+    """A warning where the trials' spectra are not of one kind."""
+    kinds = frame.spectra_measured
+    kinds = kinds[kinds["trial"].isin(frame.target.index)]
+    if len(kinds[["k", "state_size", "state"]].drop_duplicates()) < 2:
+        return ()
+    k, sizes, states = (
+        words.either(sorted(kinds[c].unique().tolist())) for c in ("k", "state_size", "state")
+    )
+    return (
+        f"The spectra are not of one kind: k {k} exponents, state_size {sizes}, state {states}. "
+        "Mean, spread, number near 0 and Kaplan–Yorke dimension of spectra of different k or "
+        "states are not one feature, and may go with the final loss through the size alone.",
+    )
+
+
+def _direction(row: pd.Series, column: str) -> str:
+    """Where the final loss goes as the feature rises; "" where the interval holds 0."""
+    value, low, high = (float(row[f"{column}{end}"]) for end in ("", "_low", "_high"))
+    is_told = low > 0 or high < 0 or (math.isnan(low) and abs(value) == 1)
+    return "" if not is_told else "lower" if value < 0 else "higher"
 
 
 def _spelled(row: pd.Series, column: str) -> str:

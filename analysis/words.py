@@ -1,6 +1,9 @@
 """Numbers and estimates as people read them."""
 
 import math
+from collections.abc import Sequence
+
+_MOST_LISTED = 4
 
 
 def number(value: float, digits: int = 2, *, sign: bool = False) -> str:
@@ -48,6 +51,14 @@ def percent(share: float, *, sign: bool = False) -> str:
     """`12 %`, with a decimal below 10 %."""
     digits = 1 if abs(share) < 0.0995 else 0
     return f"{number(100 * share, digits, sign=sign)} %"
+
+
+def either(values: Sequence[object]) -> str:
+    """`64`, `64 or 128`, `8, 16 or 32`; many numbers, in order, as `8 to 512`."""
+    spelled = [str(v) for v in values]
+    if len(spelled) > _MOST_LISTED and all(isinstance(v, int | float) for v in values):
+        return f"{spelled[0]} to {spelled[-1]}"
+    return " or ".join(filter(None, (", ".join(spelled[:-1]), spelled[-1])))
 
 
 def count(n: int, noun: str, plural: str | None = None) -> str:

@@ -117,8 +117,10 @@ def sweep(
     opened.prepare()
     home = Home.of(chosen)
     home.create()
-    info = sweeps.create(config, chosen, opened)
-    _drive(config, info, opened, home, address)
+    sweeps.check_free(chosen, opened)
+    # Before the sweep is made known: one that cannot start should not take the name.
+    with _executor(config, address) as ready:
+        _drive(config, sweeps.create(config, chosen, opened), opened, home, ready)
 
 
 @app.command()
@@ -146,7 +148,8 @@ def resume(
     _check_address(config, address)
     sweeps.preflight(config)
     opened.prepare()
-    _drive(config, info, opened, Home.of(name), address)
+    with _executor(config, address) as ready:
+        _drive(config, info, opened, Home.of(name), ready)
 
 
 @app.command()
@@ -273,10 +276,14 @@ def list_(
             help="tasks, networks, diagnostics, samplers, data, predictors or figures.",
         ),
     ],
+    name: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Argument(metavar="[NAME]", help="One of them: its settings and their defaults."),
+    ] = None,
 ) -> None:
     """List what can be named in a conf, and what the report draws.
 
-    Example: lyapsweep list networks
+    Example: lyapsweep list networks lstm
     """
     from pipeline import catalog
     from pipeline.space import SAMPLERS
@@ -290,6 +297,11 @@ def list_(
     if kind not in catalog.kinds():
         known = sorted({*catalog.kinds(), "samplers", "data"})
         raise typer.BadParameter(f"no kind {kind!r}; there are {', '.join(known)}")
+    if name is not None:
+        from pipeline.planning import settings_of
+
+        _table(("setting", "default", "what it may be"), settings_of(catalog.load(kind, name)))
+        return
     entries = catalog.entries(kind).values()
     _table((kind.removesuffix("s"), "what it is"), [(e.name, e.summary) for e in entries])
 
@@ -380,7 +392,7 @@ def ui(
     # MLflow starts beside its server are of no use here.
     os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
-    typer.echo(f"MLflow on http://127.0.0.1:{port} (store {uri})", err=True)
+    typer.echo(f"MLflow on http://127.0.0.1:{port}", err=True)
     server = ["server", "--backend-store-uri", uri, "--host", "127.0.0.1"]
     options = ["--port", str(port), "--workers", "1"]
     os.execv(sys.executable, [sys.executable, "-P", "-m", "mlflow", *server, *options])
@@ -457,21 +469,21 @@ def _check_address(config: "SweepConfig", address: str | None) -> None:
 
 
 def _drive(
-    config: "SweepConfig", info: "SweepInfo", store: "Store", home: Any, address: str | None
+    config: "SweepConfig", info: "SweepInfo", store: "Store", home: Any, executor: "Executor"
 ) -> None:
     """Runs a driver to its end under Ctrl-C, and says what to do next."""
     from pipeline.progress import duration, summary, view_for
     from pipeline.sweep import Driver
 
     started = time.monotonic()
-    executor = _executor(config, address)
     try:
         with view_for(info.name) as view:
             driver = Driver(config, info, store, home, executor, view.show)
             with _stopping_on_interrupt(driver):
                 outcome = driver.run()
-    finally:
-        executor.close()
+    except BaseException:
+        typer.echo(f"go on with: lyapsweep resume {info.name}")
+        raise
     took = duration(time.monotonic() - started)
     typer.echo(f"{info.name}: {summary(outcome.progress)}, in {took}")
     _say_next(outcome, info.name)
@@ -481,27 +493,36 @@ def _say_next(outcome: "Outcome", name: str) -> None:
     if outcome.state == "complete":
         typer.echo(f"report: lyapsweep report {name}")
         typer.echo("browse: lyapsweep ui")
-        return
-    typer.echo(f"go on with: lyapsweep resume {name}")
-    if outcome.state == "failed":
+    elif outcome.state == "failed":
+        # Failed trials are not tried again, so the same share would stop it at once.
+        typer.echo(f"go on all the same: lyapsweep resume {name} execution.max_failed_share=1")
         typer.echo(f"lyapsweep: {outcome.reason}", err=True)
         raise typer.Exit(FAILED)
-    raise typer.Exit(INTERRUPTED)
+    else:
+        typer.echo(f"go on with: lyapsweep resume {name}")
+        raise typer.Exit(INTERRUPTED)
 
 
-def _executor(config: "SweepConfig", address: str | None) -> "Executor":
+@contextmanager
+def _executor(config: "SweepConfig", address: str | None) -> "Iterator[Executor]":
+    found: Executor
     if config.execution.executor == "inline":
         from pipeline.executors.inline import InlineExecutor
 
-        return InlineExecutor()
-    from pipeline.executors.ray import RayExecutor
+        found = InlineExecutor()
+    else:
+        from pipeline.executors.ray import RayExecutor
 
-    return RayExecutor(
-        workers=config.execution.workers,
-        threads=config.execution.threads,
-        address=address,
-        gpus=1.0 if config.execution.device.startswith("cuda") else 0.0,
-    )
+        found = RayExecutor(
+            workers=config.execution.workers,
+            threads=config.execution.threads,
+            address=address,
+            gpus=1.0 if config.execution.device.startswith("cuda") else 0.0,
+        )
+    try:
+        yield found
+    finally:
+        found.close()
 
 
 @contextmanager

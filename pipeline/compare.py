@@ -1,6 +1,7 @@
 """One trial again, alone: does it give what its records say?"""
 
 import dataclasses
+import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import torch
 
 from pipeline import records
 from pipeline.config import SweepConfig
@@ -40,7 +42,14 @@ def rerun(config: SweepConfig, record: TrialRecord) -> pa.Table:
     """Trains the recorded trial alone, in this process. Returns its rows as a table."""
     sampled = {name: record.header.params[name] for name in config.space}
     spec = config.spec(record.header.trial, sampled)
-    cohort = plan([spec], dataclasses.replace(config.limits, keep_weights=False))[0]
+    # Without budgets, by which timing cuts measurements; what was cut is not compared.
+    measure = tuple(
+        dataclasses.replace(m, config=dataclasses.replace(m.config, budget=None))  # type: ignore[call-arg]
+        for m in config.measure
+    )
+    limits = dataclasses.replace(config.limits, keep_weights=False, measure=measure)
+    cohort = plan([spec], limits)[0]
+    torch.set_num_threads(cohort.threads)
     rows: list[Row] = []
     for rung in train(cohort):
         rows += rung.rows[spec.number]
@@ -50,6 +59,9 @@ def rerun(config: SweepConfig, record: TrialRecord) -> pa.Table:
 def differences(stored: pa.Table, again: pa.Table) -> Iterator[Difference]:
     """Quantity by quantity, in the order of the stored table."""
     left, right = _by_quantity(stored), _by_quantity(again)
+    for quantity, epoch in _cut_by_budget(stored, left, right):
+        left.get(quantity, {}).pop(epoch, None)
+        right.get(quantity, {}).pop(epoch, None)
     for quantity in [*left, *(q for q in right if q not in left)]:
         a, b = left.get(quantity, {}), right.get(quantity, {})
         pairs = [(a.get(e), b.get(e)) for e in sorted({*a, *b})]
@@ -58,6 +70,24 @@ def differences(stored: pa.Table, again: pa.Table) -> Iterator[Difference]:
             values=sum(len(x) for x, _ in pairs if x is not None),
             largest=max((_distance(x, y) for x, y in pairs), default=0.0),
         )
+
+
+def _cut_by_budget(
+    stored: pa.Table, left: dict[str, dict[int, Any]], right: dict[str, dict[int, Any]]
+) -> set[tuple[str, int]]:
+    """What the trial measured otherwise than asked, or not at all, because of a budget."""
+    cut = {
+        (row["quantity"], row["epoch"])
+        for row in stored.select(["quantity", "epoch", "flags", "details"]).to_pylist()
+        if "asked" in json.loads(row["details"]) or "skipped_over_budget" in row["flags"]
+    }
+    epochs = {epoch for _, epoch in cut}
+    one_sided = {
+        (quantity, epoch)
+        for quantity in {*left, *right}
+        for epoch in epochs & (left.get(quantity, {}).keys() ^ right.get(quantity, {}).keys())
+    }
+    return cut | one_sided
 
 
 def _by_quantity(table: pa.Table) -> dict[str, dict[int, Any]]:

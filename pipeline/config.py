@@ -8,7 +8,7 @@ The only reader of YAML. A tree has the sections
     network: {name, …}           by what
     trainer: {…}                 how
     measure: {name: {…}, …}      what is measured meanwhile
-    execution: {…}               where; changes no result
+    execution: {…}               where; changes no result (its cohort_size sets a default batch)
 
 and a range may stand wherever a value may in task, network and trainer (`pipeline.space`).
 """
@@ -375,6 +375,8 @@ class _Problems:
                 self.add(path, str(error))
                 continue
             if parsed is not None:
+                if path == "trainer.epochs":
+                    self.add(path, "must be one value: trials are compared epoch by epoch")
                 if path.endswith(".name") or "." not in path:
                     self.add(path, "this must be one value; run one sweep for each")
                 found[path] = parsed

@@ -1,8 +1,12 @@
 """`lyapsweep plan`: what a sweep would do, in words. Asks the sampler without a database."""
 
+import dataclasses
+import json
 import os
 from collections import Counter
 from collections.abc import Iterator
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import optuna
 
@@ -12,6 +16,7 @@ from pipeline.estimate import estimate
 from pipeline.plan import Cohort, TrialSpec, plan
 from pipeline.progress import duration
 from pipeline.sweep import preflight
+from tasks.base import Bounds
 
 
 def cohorts_of(config: SweepConfig) -> list[Cohort]:
@@ -35,6 +40,38 @@ def cohorts_of(config: SweepConfig) -> list[Cohort]:
         found += plan(specs, config.limits)
         first += len(specs)
     return found
+
+
+def settings_of(plugin: type[Any]) -> list[tuple[str, str, str]]:
+    """(setting, default, admissible values) of a plug-in."""
+    hints = get_type_hints(plugin.Config, include_extras=True)
+    found = []
+    for field in dataclasses.fields(plugin.Config):
+        has_default = field.default is not dataclasses.MISSING
+        default = json.dumps(field.default) if has_default else "must be given"
+        found.append((field.name, default, _admissible(hints[field.name])))
+    return found
+
+
+def _admissible(hint: Any) -> str:
+    if get_origin(hint) is Annotated:
+        inner, *marks = get_args(hint)
+        words = [_admissible(inner)]
+        for mark in marks:
+            if isinstance(mark, Bounds):
+                bounds = {">=": mark.ge, ">": mark.gt, "<=": mark.le, "<": mark.lt}
+                words += [f"{sign} {b:g}" for sign, b in bounds.items() if b is not None]
+        return " ".join(words)
+    if get_origin(hint) is Literal:
+        return " | ".join(map(str, get_args(hint)))
+    if get_origin(hint) in (Union, UnionType):
+        parts = [a for a in get_args(hint) if a is not type(None)]
+        suffix = " | null" if len(parts) < len(get_args(hint)) else ""
+        return " | ".join(_admissible(a) for a in parts) + suffix
+    if get_origin(hint) is tuple:
+        return f"list of {_admissible(get_args(hint)[0])}"
+    names = {int: "whole number", float: "number", bool: "true | false", str: "text"}
+    return names.get(hint, str(hint))
 
 
 def describe(config: SweepConfig, *, calibrate: bool = True) -> Iterator[str]:
@@ -65,7 +102,7 @@ def describe(config: SweepConfig, *, calibrate: bool = True) -> Iterator[str]:
         yield f"measure   {choice.name} {when}"
     slots = 1
     if execution.executor == "ray":
-        slots = execution.workers or max(1, (os.cpu_count() or 1) // execution.threads)
+        slots = execution.workers or max(1, len(os.sched_getaffinity(0)) // execution.threads)
     yield f"executor  {execution.executor}, {slots} at a time, {execution.threads} threads each"
     if not calibrate:
         return

@@ -16,6 +16,7 @@ told, what is RUNNING without a spool file is trained again with the same values
 """
 
 import contextlib
+import dataclasses
 import logging
 import platform
 import secrets
@@ -30,17 +31,27 @@ from typing import Any
 
 import optuna
 import sqlalchemy.exc
+import torch
 from optuna.trial import Trial, TrialState
 
 from pipeline import records, sampling
-from pipeline.config import SweepConfig, check
+from pipeline.config import Execution, SweepConfig, check
 from pipeline.executors.base import Event, Executor, Lost, Raised, Reached, Stopped
 from pipeline.home import Home
 from pipeline.plan import Cohort, TrialSpec, plan
 from pipeline.records import TrialHeader, TrialRecord
 from pipeline.rows import Row
-from pipeline.store import Store, StoreError, StoreFullError, SweepInfo, TrialStart
+from pipeline.store import (
+    NameInUseError,
+    NoSuchSweepError,
+    Store,
+    StoreError,
+    StoreFullError,
+    SweepInfo,
+    TrialStart,
+)
 from pipeline.train import build, diagnostics_of
+from tasks.base import UnsuitableError
 
 _RETRY_SECONDS = (0.5, 1, 2, 4, 8, 15, 30)
 # A diverged trial is told a loss no finished one should reach, so that samplers turn away.
@@ -60,7 +71,7 @@ class Progress:
         running: trial number → epoch it has reached.
         complete, diverged, failed: finished trials.
         best: lowest final validation loss so far and its trial, or None.
-        epochs_done, epochs_total: over all trials, for the remaining time.
+        epochs_each: of every trial, for the remaining time.
         last: a line about the latest event.
     """
 
@@ -104,10 +115,15 @@ Listener = Callable[[Progress], None]
 
 
 def preflight(config: SweepConfig) -> None:
-    """Builds one network of each end of the space and checks every measurement on it.
+    """Builds a network at the first and the last end of each range, and checks measurements.
 
     Raises UnsuitableError, MissingDataError: before anything is created anywhere.
     """
+    limits = config.limits
+    _check_device(config.execution)
+    if config.execution.executor == "ray":
+        # The workers' devices may not be this machine's.
+        limits = dataclasses.replace(limits, device="cpu")
     first = {path: r.ends()[0] for path, r in config.space.items()}
     seen = set()
     for changed in ({}, *({path: r.ends()[-1]} for path, r in config.space.items())):
@@ -115,9 +131,38 @@ def preflight(config: SweepConfig) -> None:
         if repr(spec) in seen:
             continue
         seen.add(repr(spec))
-        cohort = plan([spec], config.limits)[0]
+        cohort = plan([spec], limits)[0]
         population = build(cohort)
         diagnostics_of(cohort, population.network, population.task)
+
+
+def _check_device(execution: Execution) -> None:
+    kind, _, index = execution.device.partition(":")
+    numbered = index.isdigit() if ":" in execution.device else True
+    if kind not in ("cpu", "cuda") or not numbered or (kind == "cpu" and index):
+        raise UnsuitableError(
+            f"execution.device must be cpu, cuda or cuda:N, got {execution.device!r}"
+        )
+    if execution.executor == "ray":
+        if index:
+            raise UnsuitableError(
+                "execution.device must be cpu or cuda with the executor ray, which gives every "
+                f"worker its own GPU, got {execution.device!r}"
+            )
+    elif kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
+        raise UnsuitableError(
+            f"execution.device is {execution.device!r}, but torch sees "
+            f"{torch.cuda.device_count()} CUDA devices here"
+        )
+
+
+def check_free(name: str, store: Store) -> None:
+    """Raises NameInUseError where the store has a sweep of this name."""
+    try:
+        store.sweep(name)
+    except NoSuchSweepError:
+        return
+    raise NameInUseError(f"a sweep named {name!r} exists already; `lyapsweep resume {name}`?")
 
 
 def create(config: SweepConfig, name: str, store: Store) -> SweepInfo:
@@ -129,7 +174,7 @@ def create(config: SweepConfig, name: str, store: Store) -> SweepInfo:
         config_hash=config.hash,
         num_trials=config.trials,
         created_ms=_now_ms(),
-        provenance=provenance(),
+        provenance=_provenance(),
     )
     store.create_sweep(info)
     return info
@@ -156,6 +201,8 @@ class Driver:
         self.home, self.executor, self._listen = home, executor, listener
         epochs = config.spec(0, {p: r.ends()[0] for p, r in config.space.items()}).trainer.epochs
         self.progress = Progress(config.trials, epochs)
+        # Of this driver: one that resumes may be another version on another machine.
+        self._provenance = _provenance()
         self._trials: dict[int, Trial] = {}
         self._specs: dict[int, TrialSpec] = {}
         self._starts: dict[int, TrialStart] = {}
@@ -191,6 +238,9 @@ class Driver:
         self.store.set_state(self.info.name, "running")
         self._reconcile()
         while True:
+            reason = self._too_many_failed()
+            if reason:
+                return self._end("failed", reason)
             self._fill_slots()
             if not self._in_flight and (self.progress.is_stopping or not self._queue):
                 # An adaptive sampler may have waited for what only now is told.
@@ -437,7 +487,7 @@ class Driver:
             start_ms=start.start_ms,
             end_ms=_now_ms(),
             error=error,
-            provenance={**self.info.provenance, **(provenance or {})},
+            provenance={**self._provenance, **(provenance or {})},
         )
         path = self.home.spool_path(number)
         if weights is not None:
@@ -580,7 +630,7 @@ class Driver:
         return f"{self.info.sweep_id}/{number}"
 
 
-def provenance() -> dict[str, Any]:
+def _provenance() -> dict[str, Any]:
     """Versions, host and git state, for the record."""
     packages = ("lyapsweep", "torch", "ray", "optuna", "mlflow", "pyarrow", "numpy", "pandas")
     found: dict[str, Any] = {
@@ -607,7 +657,8 @@ def _git_state() -> dict[str, Any]:
 
     try:
         return {
-            "git_sha": git("rev-parse", "HEAD"),
+            # Fails where we lie, installed, inside a project of somebody else's.
+            "git_sha": git("ls-files", "--error-unmatch", "sweep.py") and git("rev-parse", "HEAD"),
             "git_dirty": bool(git("status", "--porcelain", "--untracked-files=no")),
         }
     except (OSError, subprocess.SubprocessError):

@@ -331,6 +331,7 @@ class _Spending:
         self.training = 0.0
         self._num_epochs = num_epochs
         self._fitted: dict[str, Diagnostic] = {}
+        self._fitting: dict[str, float] = {}
         self._measuring: dict[str, float] = {}
         self._dearest: dict[str, float] = {}
 
@@ -355,7 +356,7 @@ class _Spending:
                     moment,
                     seconds / self._num_due(diagnostic, epoch),
                 )
-                self._measuring[name] = time.perf_counter() - started
+                self._fitting[name] = time.perf_counter() - started
             diagnostic = self._fitted[name]
         spent, dearest = self._measuring.get(name, 0.0), self._dearest.get(name, 0.0)
         if budget is not None and epoch > 0:
@@ -367,8 +368,10 @@ class _Spending:
         started = time.perf_counter()
         readings = diagnostic.measure(population.network, population.task, moment)
         seconds = time.perf_counter() - started
-        self._measuring[name] = spent + seconds
         self._dearest[name] = max(dearest, seconds)
+        # What it took to fit the budget was spent on measuring too.
+        seconds += self._fitting.pop(name, 0.0)
+        self._measuring[name] = spent + seconds
         recorder.add_readings(readings, seconds)
 
     def _expected(self, population: Population, epoch: int) -> float:

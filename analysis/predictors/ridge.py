@@ -98,7 +98,7 @@ class Ridge(Predictor):
         if "spectrum" in self.config.groups:
             names = ft.measured(table)
             if not names:
-                raise CannotPredictError(f"no spectrum or FTLE was measured by epoch {view.epoch}")
+                raise CannotPredictError(f"no spectrum or FTLE was measured at epoch {view.epoch}")
             parts.append(table[names])
         base = pd.concat(parts, axis=1)
         if base.shape[1] == 0:

@@ -56,7 +56,8 @@ class DiagnosticConfig(Config):
     at: epochs after which to measure; 0 is before training.
     budget: largest share of the training time that may go into this measurement. Measurements
         that can be made cheaper are, once, before their first reading; a reading that would
-        exceed the budget all the same is skipped and recorded as skipped. None: no limit.
+        exceed the budget all the same is skipped and recorded as skipped (never that before
+        training). None: no limit.
     """
 
     at: tuple[Annotated[int, Bounds(ge=0)], ...] | None = None

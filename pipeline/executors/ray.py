@@ -61,7 +61,7 @@ class RayExecutor:
     """Persistent actors on a local or running Ray cluster.
 
     Args:
-        workers: how many; None takes one for each `threads` CPUs of the cluster.
+        workers: how many; None takes as many as the cluster's CPUs and GPUs hold.
         threads: CPUs a worker reserves.
         address: of a running cluster (`auto`, `ray://…`); None starts a local one.
         gpus: GPUs a worker reserves; may be a fraction.
@@ -89,8 +89,18 @@ class RayExecutor:
             self._start_ray(address, workers, threads)
             self._owns_cluster = True
         resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-        cpus = int(resources.get("CPU", 1))
-        self.num_slots = workers or max(1, cpus // threads)
+        room = int(resources.get("CPU", 0) // threads)
+        if gpus:
+            room = min(room, int(resources.get("GPU", 0) / gpus))
+        self.num_slots = workers or room
+        if not 1 <= self.num_slots <= room:
+            # More would wait for ever for a place, and say nothing.
+            self._stop_ray()
+            needs = f"{threads} CPUs" + (f" and {gpus:g} GPUs" if gpus else "")
+            raise ExecutorError(
+                f"Ray has room for {room} workers of {needs} each, got execution.workers = "
+                f"{workers or 'one at least'}"
+            )
         self._setup = {
             "environment": {
                 key: str(Path(os.environ[key]).absolute())
@@ -133,9 +143,7 @@ class RayExecutor:
             with contextlib.suppress(Exception):
                 self._ray.kill(actor)
         self._idle, self._busy = [], {}
-        if self._owns_cluster:
-            self._ray.shutdown()
-            self._empty.cleanup()
+        self._stop_ray()
 
     def process_ids(self) -> list[int]:
         """Of the idle actors; for tests."""
@@ -174,6 +182,11 @@ class RayExecutor:
             self._busy[actor.advance.remote()] = (actor, cohort)
             yield Reached(cohort, outcome)
 
+    def _stop_ray(self) -> None:
+        if self._owns_cluster:
+            self._ray.shutdown()
+            self._empty.cleanup()
+
     def _replace(self, actor: Any) -> None:
         with contextlib.suppress(Exception):
             self._ray.kill(actor)
@@ -187,7 +200,7 @@ class RayExecutor:
         if address is not None:
             options["address"] = address
         else:
-            cpus = os.cpu_count() or 1
+            cpus = len(os.sched_getaffinity(0))
             options |= {
                 "num_cpus": max(cpus, (workers or 0) * threads),
                 "include_dashboard": False,

@@ -1,9 +1,10 @@
 """Made-up sweeps whose truth is known: what the report must find, or must not."""
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -204,7 +205,7 @@ def _spectrum(epoch: int, update: int, shown: float, k: int, rng: np.random.Gene
     return [
         Row(epoch, update, "lyapunov.spectrum", values, axes=("exponent",), unit="nats/step",
             error=np.full(k, 0.01), marks=np.zeros(k, np.uint8), seconds=0.2,
-            details={"state": "full", "k": k, "steps": 100}),
+            details={"state": "full", "k": k, "state_size": k, "steps": 100}),
         *(
             Row(epoch, update, f"lyapunov.{name}", np.array(value), unit=unit)
             for name, (value, unit) in scalars.items()
@@ -233,3 +234,44 @@ def _ftle(epoch: int, update: int, shown: float, k: int, rng: np.random.Generato
             for name, value in scalars.items()
         ),
     ]  # fmt: skip
+
+
+def rewritten(
+    trial: TrialRecord, change: Callable[[dict[str, Any]], dict[str, Any] | None]
+) -> TrialRecord:
+    """The trial with each of its rows changed, or left out where None comes back."""
+    rows = [row for row in map(change, trial.table.to_pylist()) if row is not None]
+    return TrialRecord(trial.header, trial.table.from_pylist(rows, schema=records.SCHEMA))
+
+
+def ended_at(trial: TrialRecord, epoch: int) -> TrialRecord:
+    """The trial, complete after fewer epochs."""
+    return rewritten(trial, lambda row: row if row["epoch"] <= epoch else None)
+
+
+def described_as(trial: TrialRecord, **details: object) -> TrialRecord:
+    """The trial with these details at its spectra."""
+
+    def change(row: dict[str, Any]) -> dict[str, Any]:
+        if row["quantity"] == "lyapunov.spectrum":
+            row["details"] = json.dumps({**json.loads(row["details"]), **details})
+        return row
+
+    return rewritten(trial, change)
+
+
+def skipping(trial: TrialRecord, epoch: int) -> TrialRecord:
+    """The trial without its spectrum at an epoch, recorded as skipped over budget."""
+
+    def change(row: dict[str, Any]) -> dict[str, Any] | None:
+        if row["epoch"] != epoch or not row["quantity"].startswith("lyapunov."):
+            return row
+        if row["quantity"] != "lyapunov.spectrum":
+            return None
+        return {
+            **row, "quantity": "lyapunov_spectrum", "axes": [], "shape": [], "unit": "1",
+            "values": [float("nan")], "error": None, "marks": None, "seconds": None,
+            "flags": ["skipped_over_budget"], "details": "{}",
+        }  # fmt: skip
+
+    return rewritten(trial, change)

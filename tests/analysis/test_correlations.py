@@ -5,8 +5,10 @@ from scipy import stats
 
 from analysis import features as ft
 from analysis.correlations import correlations, covariates, design, divergence
+from analysis.evaluate import compare
 from analysis.frame import SweepFrame
 from analysis.statistics import holm, partial_correlation
+from tests.analysis import synthetic
 
 
 def test_the_table_is_scipys(frames: dict[str, SweepFrame]) -> None:
@@ -120,3 +122,21 @@ def test_divergence_is_foretold_only_by_trials_that_have_not_diverged(
     late = table.loc[(4, "lyapunov.max")]
     assert late["num_diverged"] == 0
     assert late["auc_problem"].startswith("not computable")
+
+
+def test_trials_that_have_ended_do_not_count() -> None:
+    trials = synthetic.sweep("null", 30)
+    trials[:8] = [synthetic.ended_at(t, 2) for t in trials[:8]]
+    frame = SweepFrame.from_records(synthetic.info(num_trials=30), trials)
+    table = correlations(frame).set_index(["epoch", "feature"])
+    for epoch, n in ((1, 30), (2, 22), (4, 22)):
+        assert (table.loc[epoch, "n"] == n).all()
+        assert (design(frame).query("epoch == @epoch")["n"] == n).all()
+    # Else the loss seen would be their own final loss.
+    late = frame.target_at(2)
+    seen = ft.features(frame.early_view(2)).loc[late.index, ft.LOSS_SEEN]
+    assert table.loc[(2, ft.LOSS_SEEN), "spearman"] == pytest.approx(
+        stats.spearmanr(seen, late).statistic
+    )
+    increments = compare(frame).increments.set_index("epoch")
+    assert increments["n"].to_dict() == {0: 30, 1: 30, 2: 22, 4: 22}

@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 
 from analysis import features as ft
+from analysis.correlations import correlations, design
 from analysis.frame import EarlyView, SweepFrame
 from pipeline import records
 from pipeline.records import Row, TrialHeader, TrialRecord
@@ -90,3 +91,59 @@ def test_settings_as_numbers() -> None:
     assert {"gate=b", "gate=c"} <= set(found)
     assert "same" not in found
     assert any(name.startswith("mix=") for name in found)
+
+
+def frame_with(k: int, **details: object) -> SweepFrame:
+    trials = synthetic.sweep("null", 4, num_exponents=k)
+    return SweepFrame.from_records(
+        synthetic.info(), [synthetic.described_as(t, **details) for t in trials]
+    )
+
+
+def test_words_of_a_part_of_the_spectrum() -> None:
+    frame = frame_with(16, state_size=128)
+    known = ft.described(frame)
+    assert known["lyapunov.mean"].label == "mean of the 16 leading exponents"
+    assert known["lyapunov.std"].label == "spread of the 16 leading exponents"
+    assert known["lyapunov.near_zero"].label == "number of the 16 leading exponents near 0"
+    assert known["lyapunov.max"] == ft.FEATURES["lyapunov.max"]
+    assert list(known) == list(ft.FEATURES)
+    shown = {f.name: f.label for f in ft.headline(frame)}
+    assert shown["lyapunov.mean"] == "mean of the 16 leading exponents"
+    table = correlations(frame)
+    assert "mean of the 16 leading exponents" in set(table["label"])
+    assert "mean exponent" not in set(table["label"])
+    assert "mean of the 16 leading exponents" in set(design(frame)["label"])
+
+
+def test_words_of_a_whole_spectrum() -> None:
+    assert ft.described(frame_with(16, state_size=16)) == ft.FEATURES
+
+
+@pytest.mark.parametrize(("state_size", "num_top"), [(128, 13), (160, 16), (161, None)])
+def test_the_top_tenth_is_one_of_the_state(state_size: int, num_top: int | None) -> None:
+    view = frame_with(16, state_size=state_size).early_view(0)
+    table = ft.features(view)
+    if num_top is None:
+        assert "lyapunov.top_mean" not in table
+    else:
+        expected = np.sort(view.arrays("lyapunov.spectrum")[2])[::-1][:num_top].mean()
+        assert table.loc[2, "lyapunov.top_mean"] == pytest.approx(expected)
+
+
+def test_an_earlier_epoch_does_not_stand_in_for_a_skipped_one() -> None:
+    trials = synthetic.sweep("null", 4)
+    trials[1] = synthetic.skipping(trials[1], 2)
+    view = SweepFrame.from_records(synthetic.info(), trials).early_view(2)
+    table = ft.features(view)
+    spectral = [n for n in table if ft.FEATURES[n].group == "spectrum"]
+    assert len(spectral) == 8
+    assert table.loc[1, spectral].isna().all()
+    assert table.loc[0, spectral].notna().all()
+    assert table.loc[1, ["gradient_norm", "loss.seen"]].notna().all()
+
+
+def test_features_measured_at_other_epochs_than_the_last_are_shown_too() -> None:
+    trials = [synthetic.skipping(t, synthetic.EPOCHS) for t in synthetic.sweep("null", 4)]
+    shown = ft.headline(SweepFrame.from_records(synthetic.info(), trials))
+    assert "lyapunov.max" in [f.name for f in shown]

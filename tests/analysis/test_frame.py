@@ -124,3 +124,23 @@ def test_settings_that_are_not_in_all_trials() -> None:
     trials[0] = TrialRecord(replace(first, params=params), trials[0].table)
     frame = SweepFrame.from_records(synthetic.info(), trials)
     assert pd.isna(frame.params.loc[0, "network.units"])
+
+
+def test_details_are_those_of_all_trials() -> None:
+    trials = synthetic.sweep("null", 3)
+    trials[1] = synthetic.described_as(trials[1], state_size=128, asked={"k": 64})
+    trials[2] = synthetic.described_as(trials[2], state_size=64)
+    found = SweepFrame.from_records(synthetic.info(), trials).details("lyapunov.spectrum")
+    assert found["state_size"] == [12, 64, 128]
+    assert found["state"] == ["full"]
+    assert found["asked.k"] == [64, None]
+
+
+def test_a_trial_that_has_ended_has_nothing_ahead() -> None:
+    trials = synthetic.sweep("null", 4)
+    trials[2] = synthetic.ended_at(trials[2], 2)
+    frame = SweepFrame.from_records(synthetic.info(), trials)
+    assert list(frame.target_at(1).index) == [0, 1, 2, 3]
+    assert list(frame.target_at(2).index) == [0, 1, 3]
+    assert list(frame.target_at(4).index) == [0, 1, 3]
+    assert list(frame.target_at(synthetic.EPOCHS).index) == [0, 1, 2, 3]

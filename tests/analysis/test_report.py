@@ -2,6 +2,7 @@ import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from analysis import report as rp
 from analysis.frame import AnalysisError, SweepFrame
 from analysis.verdict import verdict
+from pipeline.records import TrialRecord
 from tests.analysis import synthetic
 
 
@@ -149,3 +151,44 @@ def test_what_users_named_is_escaped(tmp_path: Path) -> None:
     text = rp.write_report(frame, tmp_path / "out").read_text(encoding="utf-8")
     assert "<script>" not in text
     assert "&lt;script&gt;" in text
+
+
+def frame_of(trials: list[TrialRecord]) -> SweepFrame:
+    return SweepFrame.from_records(synthetic.info(num_trials=len(trials)), trials)
+
+
+def test_conventions_of_all_trials_are_shown() -> None:
+    trials = synthetic.sweep("null", 3)
+    trials[1] = synthetic.described_as(trials[1], state_size=128)
+    table = rp._measurement_table(frame_of(trials))
+    assert table is not None
+    (spelled,) = [row[1] for row in table.rows if "lyapunov.spectrum" in row[0]]
+    assert "state_size 12 or 128" in spelled
+    assert "state full" in spelled
+
+
+def flagged(row: dict[str, Any]) -> dict[str, Any]:
+    if row["epoch"] in (1, 2) and row["quantity"].startswith("ftle."):
+        row["flags"] = ["not_a_number"]
+    return row
+
+
+def test_a_flagged_reading_counts_once() -> None:
+    trials = synthetic.sweep("null", 4, family="mlp")
+    trials[1] = synthetic.rewritten(trials[1], flagged)
+    assert rp._flags(frame_of(trials)) == {"not_a_number": 2}
+
+
+def test_skipped_measurements_are_listed() -> None:
+    trials = synthetic.sweep("null", 4)
+    trials[1] = synthetic.skipping(synthetic.skipping(trials[1], 2), 4)
+    trials[2] = synthetic.skipping(trials[2], 4)
+    table = rp._measurement_table(frame_of(trials))
+    assert table is not None
+    assert (
+        "lyapunov_spectrum after epoch 2 in 1 trial; lyapunov_spectrum after epoch 4 in 2 trials."
+        in table.note
+    )
+    whole = rp._measurement_table(frame_of(synthetic.sweep("null", 4)))
+    assert whole is not None
+    assert whole.note == ""

@@ -1,8 +1,12 @@
+import math
 from dataclasses import replace
 
+import pandas as pd
+import pyarrow as pa
 import pytest
 
 from analysis import verdict as vd
+from analysis.correlations import correlations
 from analysis.frame import SweepFrame
 from pipeline import records
 from pipeline.records import TrialRecord
@@ -106,3 +110,130 @@ def test_a_steered_design_is_named(sampler: str, is_named: bool) -> None:
 
 def test_early_is_the_first_half(frames: dict[str, SweepFrame]) -> None:
     assert vd.early_epochs(frames["null"]) == [0, 1, 2]
+
+
+def lines_of(**columns: list[object]) -> pd.DataFrame:
+    """A table of correlations with every column that a verdict reads."""
+    table = pd.DataFrame(columns)
+    for column in ("spearman", "given_settings", "given_settings_and_loss"):
+        for end, value in (("", 0.1), ("_low", -0.1), ("_high", 0.3), ("_p", 0.5), ("_p_holm", 1)):
+            if column + end not in table:
+                table[column + end] = float(value)
+    return table
+
+
+@pytest.mark.parametrize(
+    ("column", "gain", "kind"),
+    [
+        ("given_settings_and_loss", 0.1, "adds"),
+        ("given_settings_and_loss", -0.1, "hint"),
+        ("given_settings", -0.1, "redundant"),
+        ("spearman", -0.1, "confounded"),
+    ],
+)
+def test_the_chance_of_few_trials_hides_no_effect(column: str, gain: float, kind: str) -> None:
+    found = {
+        column: [0.5, -0.8, 0.9],
+        f"{column}_p": [1e-8, 0.02, math.nan],
+        f"{column}_p_holm": [1e-6, 0.4, math.nan],
+    }
+    spectral = lines_of(label=["λ₁", "Kaplan–Yorke dimension", "gap"], **found)
+    decided, row = vd._decide(spectral, pd.DataFrame({"gain": [gain], "gain_low": [gain]}))
+    assert decided == kind
+    assert row is not None
+    assert row["label"] == "λ₁"
+
+
+def test_where_nothing_passes_the_least_p_is_named() -> None:
+    spectral = lines_of(
+        label=["few", "many"], spearman=[-0.8, 0.2], spearman_p=[0.09, 0.01],
+        spearman_p_holm=[0.9, 0.2],
+    )  # fmt: skip
+    kind, row = vd._decide(spectral, pd.DataFrame())
+    assert kind == "nothing"
+    assert row is not None
+    assert row["label"] == "many"
+
+
+def test_no_direction_is_claimed_where_the_interval_holds_zero(
+    frames: dict[str, SweepFrame],
+) -> None:
+    frame = frames["null"]
+    table = correlations(frame)
+    row = table[(table["group"] == "spectrum") & (table["spearman"].abs() < 0.05)].iloc[0]
+    assert row["spearman_low"] < 0 < row["spearman_high"]
+    first, second, *_ = vd._evidence(frame, "nothing", row, table, pd.DataFrame())
+    assert "no direction can be told" in first
+    assert "the higher" not in first + second
+
+
+@pytest.mark.parametrize(
+    ("plain", "kind", "column", "expected"),
+    [
+        ((0.5, 0.3, 0.7), "adds", "given_settings_and_loss", "with both held fixed, the higher"),
+        ((0.1, -0.1, 0.3), "adds", "given_settings_and_loss", "with both held fixed, the higher"),
+        ((0.5, 0.3, 0.7), "redundant", "given_settings", "with the settings held fixed, the"),
+        ((-0.5, -0.7, -0.3), "adds", "given_settings_and_loss", ""),
+    ],
+)
+def test_the_direction_is_that_of_the_claim(
+    frames: dict[str, SweepFrame],
+    plain: tuple[float, ...],
+    kind: vd.Kind,
+    column: str,
+    expected: str,
+) -> None:
+    table = correlations(frames["planted"])
+    row = table[table["feature"] == "lyapunov.max"].iloc[0].copy()
+    for end, x, y in zip(("", "_low", "_high"), plain, (-0.4, -0.6, -0.2), strict=True):
+        row[f"spearman{end}"], row[f"{column}{end}"] = x, y
+    _, sentence, *_ = vd._evidence(frames["planted"], kind, row, table, pd.DataFrame())
+    if expected:
+        assert expected in sentence
+        assert sentence.endswith("before training, the lower the final loss.")
+    else:
+        assert "the higher" not in sentence
+
+
+@pytest.mark.parametrize(
+    ("details", "words"),
+    [
+        ({"state_size": 128}, "state_size 12 or 128"),
+        ({"state": "hidden"}, "state full or hidden"),
+    ],
+)
+def test_spectra_of_several_kinds_are_named(details: dict[str, object], words: str) -> None:
+    trials = synthetic.sweep("null", 24)
+    mixed = [synthetic.described_as(t, **details) if i % 2 else t for i, t in enumerate(trials)]
+    (caution,) = [c for c in vd.verdict(frame_of(mixed)).cautions if "not of one kind" in c]
+    assert words in caution
+    assert "are not one feature" in caution
+    assert not any("not of one kind" in c for c in vd.verdict(frame_of(trials)).cautions)
+
+
+def test_spectra_of_different_k_are_named() -> None:
+    trials = synthetic.sweep("null", 12)
+    trials += [
+        TrialRecord(replace(t.header, trial=12 + t.header.trial), renumbered(t, 12))
+        for t in synthetic.sweep("null", 12, num_exponents=6, seed=1)
+    ]
+    (caution,) = [c for c in vd.verdict(frame_of(trials)).cautions if "not of one kind" in c]
+    assert "k 6 or 12 exponents" in caution
+
+
+def renumbered(trial: TrialRecord, by: int) -> pa.Table:
+    rows = [{**row, "trial": row["trial"] + by} for row in trial.table.to_pylist()]
+    return trial.table.from_pylist(rows, schema=records.SCHEMA)
+
+
+@pytest.mark.parametrize(
+    ("low", "words"), [(0.4, "Nothing seen early on separates them"), (0.6, "a higher λ₁")]
+)
+def test_divergence_is_foretold_only_by_what_separates(
+    low: float, words: str, frames: dict[str, SweepFrame], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = {"epoch": 0, "label": "λ₁", "auc": 0.7, "auc_low": low, "auc_high": 0.9}
+    table = pd.DataFrame([{**line, "auc_p": 0.03, "auc_p_holm": 0.3}])
+    monkeypatch.setattr(vd, "divergence", lambda _: table)
+    (sentence,) = vd._divergence(frames["planted"])
+    assert words in sentence

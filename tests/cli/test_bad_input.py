@@ -78,6 +78,16 @@ CONF = {
     ),
     "override without a value": (["network.units"], ["network.units", "key=value"]),
     "override that is no YAML": (["network={"], ["network={", "not valid YAML"]),
+    "epochs that differ": (
+        ["trainer.epochs={choice: [1, 2]}"],
+        ["trainer.epochs", "must be one value"],
+    ),
+    "no such device": (["execution.device=banana"], ["execution.device", "'banana'"]),
+    "device that is not here": (["execution.device=cuda:63"], ["torch sees", "CUDA devices"]),
+    "device number under ray": (
+        ["execution.device=cuda:1", "execution.executor=ray"],
+        ["every worker its own GPU", "'cuda:1'"],
+    ),
     "unknown executor": (["execution.executor=dask"], ["execution.executor", "'ray'"]),
 }
 
@@ -315,6 +325,15 @@ def test_full_disk(
         assert run(*arguments).code == 0
     assert run("status", "full").out.split("\t")[1:3] == ["complete", "4/4"]
     assert len(list(target.glob("mlruns/**/trial-*.parquet"))) == 4
+
+
+def test_cluster_that_is_not_there(run: Run, folder: Path) -> None:
+    """A sweep that cannot start takes no name."""
+    arguments = ["sweep", "tiny.yaml", "--name", "early", "--executor", "ray"]
+    result = run(*arguments, "--address", "127.0.0.1:1")
+    assert result.code == 1
+    assert "127.0.0.1:1" in result.err.strip().splitlines()[-1]
+    assert run("status", "early").code == 2
 
 
 def test_driver_running_already(run: Run, sweep: str, folder: Path) -> None:

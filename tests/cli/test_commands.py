@@ -64,6 +64,14 @@ def test_list(run: Run, kind: str, expected: str) -> None:
     assert expected in [line.split("\t")[0] for line in result.out.splitlines()]
 
 
+def test_list_settings_of_one(run: Run) -> None:
+    result = run("list", "networks", "lstm")
+    rows = {line.split("\t")[0]: line.split("\t")[1:] for line in result.out.splitlines()}
+    assert rows["units"] == ["64", "whole number >= 1"]
+    assert rows["init"][1] == "uniform | gaussian | orthogonal | glorot"
+    assert run("list", "networks", "lstn").code == 2
+
+
 def test_plan_keeps_nothing(run: Run, folder: Path) -> None:
     before = {p.name for p in folder.iterdir()}
     result = run("plan", "tiny.yaml", "network.layers={choice: [1, 2]}", "trials=10")
