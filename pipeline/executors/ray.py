@@ -10,6 +10,7 @@ is imported, Ray 2.60 on Linux listens on all interfaces even on a laptop.
 
 import contextlib
 import os
+import socket
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -206,6 +207,8 @@ class RayExecutor:
                 "include_dashboard": False,
                 "object_store_memory": 256 * 2**20,
             }
+        if address is not None:
+            _check_reachable(address)
         try:
             # Ray puts the driver's working folder first on every worker's path, where a stray
             # tasks.py would hide ours: start it from an empty folder, which must outlive it.
@@ -253,6 +256,17 @@ def _inside(folder: str) -> Iterator[None]:
         yield
     finally:
         os.chdir(before)
+
+
+def _check_reachable(address: str) -> None:
+    """Raises ExecutorError where nothing listens: Ray itself would try for ten minutes."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not colon:
+        return  # `auto`, or a name that Ray knows how to resolve
+    try:
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except (OSError, ValueError) as error:
+        raise ExecutorError(f"no Ray cluster answers at {address!r} ({error})") from error
 
 
 def _first_line(text: str) -> str:
