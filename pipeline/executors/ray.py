@@ -90,7 +90,8 @@ class RayExecutor:
             self._start_ray(address, workers, threads)
             self._owns_cluster = True
         resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-        room = int(resources.get("CPU", 0) // threads)
+        # A worker that reserves no CPU fits anywhere.
+        room = int(resources.get("CPU", 0) // threads) if threads else workers or 1
         if gpus:
             room = min(room, int(resources.get("GPU", 0) / gpus))
         self.num_slots = workers or room
