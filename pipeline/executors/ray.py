@@ -78,8 +78,11 @@ class RayExecutor:
         address: str | None = None,
         gpus: float = 0.0,
     ) -> None:
+        # Before ray is imported, which fixes for good where this process listens.
         if address is None:
             os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+        else:
+            _check_reachable(address)
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         import ray
@@ -208,8 +211,6 @@ class RayExecutor:
                 "include_dashboard": False,
                 "object_store_memory": 256 * 2**20,
             }
-        if address is not None:
-            _check_reachable(address)
         try:
             # Ray puts the driver's working folder first on every worker's path, where a stray
             # tasks.py would hide ours: start it from an empty folder, which must outlive it.
