@@ -2,6 +2,7 @@
 
 A bench defines `cases() -> Iterator[tuple[str, float, str]]`: what was measured, how much, unit.
 What is compared is measured side by side in one run, so that the ratio holds on a busy machine.
+One that says `IS_LONG = True` takes many minutes and runs only where it is named.
 
     python tests/bench/run_all.py [help population …]
 """
@@ -17,7 +18,7 @@ FOLDER = Path(__file__).parent
 
 def main():
     known = {path.stem.removeprefix("bench_"): path for path in sorted(FOLDER.glob("bench_*.py"))}
-    chosen = sys.argv[1:] or list(known)
+    chosen = sys.argv[1:] or [name for name, path in known.items() if not _is_long(path)]
     unknown = sorted(set(chosen) - set(known))
     if unknown:
         print(f"no bench {', '.join(unknown)}; there are {', '.join(known)}", file=sys.stderr)
@@ -31,6 +32,10 @@ def main():
         for what, amount, unit in module.cases():
             print(f"  {what:<56} {amount:10.4g} {unit}", flush=True)
     return 0
+
+
+def _is_long(path):
+    return "\nIS_LONG = True\n" in path.read_text()
 
 
 if __name__ == "__main__":
