@@ -96,6 +96,10 @@ def rossler(a=0.2, b=0.2, c=5.7):
     return Flow(field, tangent, 3)
 
 
+ROSSLER = [0.0719, 0.0, -5.3947]
+"""a = b = 0.2, c = 5.7 (Sprott 2003); ± 0.0003 in the first."""
+
+
 def lorenz96(size=10, forcing=8.0):
     """Lorenz 1996: ẋ_i = (x_{i+1} − x_{i−2}) x_{i−1} − x_i + F; Σ = −N."""
 
@@ -111,8 +115,10 @@ def lorenz96(size=10, forcing=8.0):
     return Flow(field, tangent, size)
 
 
-LORENZ96 = [1.188, 0.699, 0.095, -0.0005, -0.437, -0.880, -1.330, -1.926, -2.810, -4.599]
-"""N = 10, F = 8, of a run over 2·10⁴ units of time; ± 0.006 in the first."""
+LORENZ96 = [1.1837, 0.7006, 0.0905, 0.0, -0.4327, -0.8760, -1.3230, -1.9370, -2.8096, -4.5964]
+"""N = 10, F = 8. Means of 1600 sequences of 400 units of time each, whose statistical errors are
+0.0005 to 0.0015, within those of 2·10⁴ units in the literature, ±0.006 in the first. That of the
+flow is 0 exactly; what it lacks after a finite time is in the third, and put back here."""
 
 
 def newman(size, sigma=1.0):

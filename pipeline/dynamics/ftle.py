@@ -15,12 +15,14 @@ Shapes: N members, B inputs, L hidden layers, I input size, r directions carried
 
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from pipeline.dynamics.spectrum import exact_arithmetic
+from pipeline.dynamics.arithmetic import exact_arithmetic
+from pipeline.dynamics.sources import in_eval_mode, refuse_imprecise
 from pipeline.dynamics.sweeps import largest_eigenpair, leading_singular_values
 
 LARGEST_CHUNK = 2**17
@@ -95,8 +97,9 @@ def ftle_field(
 
     All in float64, nats per layer. −inf, with a NaN direction, where J_l = 0 (all units of a
     layer dead); NaN for a member with NaN weights and for points with NaN. v_1 is arbitrary where
-    σ_1 = σ_2. Raises ValueError for a layer that is not there and for an empty grid;
-    ArithmeticError where sweeps do not settle.
+    σ_1 = σ_2. Raises ValueError for a layer that is not there, for an empty grid and for half
+    precision; TypeError for recurrent networks and for what has no orbit; ArithmeticError where
+    sweeps do not settle.
     Source: Storm et al. (2024), eqs. 3 and 4.
 
     Example:
@@ -112,7 +115,7 @@ def ftle_field(
     if grid.ndim < 2 or 0 in grid.shape:
         raise ValueError(f"inputs must be (…, I) and not empty, got {tuple(grid.shape)}")
     flat = grid.flatten(0, -2)
-    with exact_arithmetic():
+    with _measurable(network, grid, is_recurrent=False):
         parts = [
             _part(network, inputs, layer, directions, method)
             for inputs in _chunks(network, flat, method, layer)
@@ -137,8 +140,9 @@ def max_ftle(network: LayeredNetwork, inputs: Tensor, layer: int | None = None) 
         inputs: (B, I).
         layer: l = 1 … L for J_l alone, giving (N, B); None for all, giving (N, L, B).
 
-    −inf where J_l = 0 (all units dead); NaN for a member with NaN weights. Raises ValueError for
-    a layer that is not there and for inputs that are not (B, I).
+    −inf where J_l = 0 (all units dead); NaN for a member with NaN weights and for inputs with NaN.
+    Raises ValueError for a layer that is not there, for inputs that are not (B, I) and for half
+    precision; TypeError for recurrent networks and for what has no orbit.
 
     Example:
         >>> from tasks.networks.mlp import MLP
@@ -177,7 +181,7 @@ def finite_time_exponents(
     """
     if inputs.ndim != 2 or 0 in inputs.shape:
         raise ValueError(f"inputs must be (B, I) and not empty, got {tuple(inputs.shape)}")
-    with exact_arithmetic():
+    with _measurable(network, inputs, is_recurrent=False):
         found = [
             _swept(network.orbit(part, dtype=torch.float64), k, layer)
             for part in _chunks(network, inputs, "sweeps", layer)
@@ -202,8 +206,8 @@ def input_ftle(
     all rows of h_T, so that the cost is that of T products with H tangents; all T maps are kept,
     about ten numbers a unit, step, sequence and member. −inf where x_t cannot matter; NaN for a
     member with NaN weights. Raises ValueError for inputs without steps and for half precision,
-    TypeError for maps without `transposed_with_inputs`. Source: the adjoint of Benettin's
-    product; J_T … J_{t+1} ∂s_t/∂x_t by the transposes, last first.
+    TypeError for what has no orbit and for maps without `transposed_with_inputs`. Source: the
+    adjoint of Benettin's product; J_T … J_{t+1} ∂s_t/∂x_t by the transposes, last first.
 
     Example:
         >>> from tasks.networks.rnn import RNN
@@ -219,7 +223,7 @@ def input_ftle(
         )
     if dtype not in (torch.float32, torch.float64):
         raise ValueError(f"dtype must be torch.float32 or torch.float64, got {dtype}")
-    with exact_arithmetic():
+    with _measurable(network, inputs, is_recurrent=True):
         orbit = network.orbit(inputs, dtype=dtype)
         N, B, D = orbit.num_members, orbit.num_sequences, orbit.tangent_size
         maps = list(orbit.maps())
@@ -238,6 +242,25 @@ def input_ftle(
             if count % RESCALE_EVERY == 0:
                 P, log_scale = _rescaled(P, log_scale)
         return torch.stack(norms[::-1], dim=-1)
+
+
+@contextmanager
+def _measurable(network: Any, inputs: Tensor, *, is_recurrent: bool) -> Iterator[None]:
+    """Exact arithmetic, modules in eval mode, and a network of the right kind."""
+    name = type(network).__name__
+    if not hasattr(network, "orbit"):
+        raise TypeError(
+            f"FTLEs need a network with `orbit`, its maps and their transposes; {name} has none. "
+            "lyapunov_spectrum and local_exponents take torch.nn modules, functions and Jacobians"
+        )
+    if getattr(network, "is_recurrent", False) and not is_recurrent:
+        raise TypeError(
+            f"FTLEs by layer need a feed-forward network, and {name} is recurrent: its maps are "
+            "time steps. Take lyapunov_spectrum or input_ftle"
+        )
+    refuse_imprecise(network, inputs)
+    with exact_arithmetic(), in_eval_mode(network):
+        yield
 
 
 class _Product(NamedTuple):

@@ -62,7 +62,8 @@ class Layer:
         if self.kind == "tanh":
             slope = torch.cosh(a).reciprocal().square()
             return torch.tanh(a), c, Gains({0: slope}, {0: slope})
-        slope = (a > 0).to(a.dtype)
+        # A comparison with NaN is false, and a slope of 0 would look like a dead unit.
+        slope = torch.where(a.isnan(), a, (a > 0).to(a.dtype))
         return torch.relu(a), c, Gains({0: slope}, {0: slope})
 
     def reference(self, x: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
@@ -160,7 +161,14 @@ class ModuleStep:
 
 
 class ModuleOrbit:
-    """A module driven by inputs (B, T, I), from the zero state or from `start` (B, D)."""
+    """A module driven by inputs (B, T, I), from the zero state or from `start` (B, D).
+
+    Example:
+        >>> orbit = ModuleOrbit(nn.GRU(3, 4), torch.zeros(2, 5, 3), state="full",
+        ...                     dtype=torch.float64)
+        >>> orbit.num_steps, orbit.tangent_size, next(orbit.maps()).dense().shape
+        (5, 4, torch.Size([1, 2, 4, 4]))
+    """
 
     num_members = 1
 
@@ -224,12 +232,25 @@ class ModuleOrbit:
 def layers_of(module: nn.Module, dtype: torch.dtype) -> list[Layer]:
     """The weights of a recurrent module, detached and in `dtype`.
 
-    Raises ValueError for bidirectional modules and for projections.
+    Raises ValueError for bidirectional modules, for projections, and for subclasses that compute
+    something else.
+
+    Example:
+        >>> layers = layers_of(nn.LSTM(3, 4, num_layers=2), torch.float64)
+        >>> [(layer.kind, tuple(layer.W.shape)) for layer in layers]
+        [('lstm', (16, 3)), ('lstm', (16, 4))]
     """
     if getattr(module, "bidirectional", False):
         raise ValueError(
             "bidirectional modules have no Lyapunov spectrum: the backward half runs against "
             "time, so that no one-step map of a state exists; measure each direction on its own"
+        )
+    own = next(kind for kind in MODULES if isinstance(module, kind))
+    if type(module).forward is not own.forward:
+        raise ValueError(
+            f"{type(module).__name__} has a forward of its own, so that the equations of "
+            f"{own.__name__} are not its; wrap it in a function step(s, x) with one state vector, "
+            "its dropout switched off"
         )
     if getattr(module, "proj_size", 0):
         raise ValueError(

@@ -5,12 +5,15 @@ The frame may be re-orthonormalised every T_ON steps only. What limits T_ON is r
 of R decays relative to its own norm like exp(−T_ON (λ_1 − λ_i)), and where that meets the
 precision ε, R_ii is noise that looks like an exponent of λ_1 − ln(1/ε)/T_ON. The decay is
 therefore read from every R, and "auto" keeps it above ε^¼, T_ON (λ_1 − λ_k) ≤ 9 in float64 and
-4 in float32, which leaves log R_ii right to about ε^¾. (Numbers appear down to 36 and 16, wrong
-ones beyond, and from 100 ε on they are flagged; but a factorisation of few tangents costs too
-little to pay for it with digits.)
+4 in float32, which leaves log R_ii right to about ε^¾; above ε^0.3 with triangular frames. (Numbers
+appear down to 36 and 16, wrong ones beyond, and from 100 ε on they are flagged; but neither QRs of
+few tangents nor eliminations of many cost enough to pay for them with digits. Measured on
+recurrent networks, against T_ON = 1: a limit of 27 nats puts the last exponent of 26 steps off by
+up to 2e-2, one of 16 nats by 2e-7, ε^0.3 by 3e-9.)
 
-With many tangents, frames in between are triangular rather than orthonormal (`orthonormal`);
-time blocks are still logged as if they were not, by the gauge of the frame at their ends.
+With many tangents, frames in between are triangular rather than orthonormal (`orthonormal`), and
+maps that know how leave out the zeros (`StairMap`). Time blocks are still logged as if the frames
+were orthonormal, by the gauge of the frame at their ends.
 
 Shapes: N members, B sequences, T steps, D state, K tangents, M time blocks.
 """
@@ -19,15 +22,18 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from pipeline.dynamics.orthonormal import (
     LU_FROM,
+    Eliminated,
     Method,
+    eliminate,
     factorise,
+    inverse,
     log_gauge,
     orthonormalise,
     pick,
@@ -53,6 +59,39 @@ class Map(Protocol):
 
     def __call__(self, Q_NBDK: Tensor) -> Tensor:
         """J Q, (N, B, D', K)."""
+        ...
+
+
+class Shear(Protocol):
+    """An invertible change S of the coordinates of a state."""
+
+    def undo(self, Q_KD: Tensor, ends_D: Tensor) -> None:
+        """S⁻¹ of a frame, given transposed, and of the places where its rows end; in place."""
+        ...
+
+
+@runtime_checkable
+class StairMap(Map, Protocol):
+    """A map that can leave out the zeros of triangular frames."""
+
+    def move(
+        self,
+        member: int,
+        sequence: int,
+        Q_KD: Tensor,
+        out_KD: Tensor,
+        *,
+        order_D: Tensor | None,
+        shear: Any,
+        may_shear: bool,
+    ) -> Shear | None:
+        """Writes J of one frame into `out_KD`, both transposed; D' = D.
+
+        Without `order_D`, the frame is Q. With it, row i of Q is row order[i] of the frame and 0
+        from column i + 1 on; the frame is in the coordinates that `shear` says, the one which the
+        map before returned. With `may_shear` the result may be in other coordinates than those of
+        the state, in which elimination finds more zeros for the next map; it returns which.
+        """
         ...
 
 
@@ -126,6 +165,13 @@ def random_frame(
     From LU_FROM tangents on, the sequences of a member share one, (N or 1, 1, D, k): drawing one
     costs as much as several steps. One generator gives all members the same frames; a
     sequence of them gives each its own.
+
+    Example:
+        >>> from pipeline.dynamics.steps import GivenMaps
+        >>> orbit = GivenMaps([torch.eye(3)], 1, 1, 3, torch.float64, torch.device("cpu"))
+        >>> Q = random_frame(orbit, 2, torch.Generator().manual_seed(0))[0, 0]
+        >>> Q.shape, torch.allclose(Q.T @ Q, torch.eye(2, dtype=torch.float64))
+        (torch.Size([3, 2]), True)
     """
     each = [generators] if isinstance(generators, torch.Generator) else list(generators)
     num_frames = 1 if k >= LU_FROM else orbit.num_sequences
@@ -158,11 +204,20 @@ def carry(
 
     Raises ValueError where a map is not square, unless `rectangular`, or has fewer rows than the
     frame has columns, and where the maps end too soon.
+
+    Example:
+        >>> from pipeline.dynamics.steps import GivenMaps
+        >>> J = torch.diag(torch.tensor([2.0, 0.5]))
+        >>> orbit = GivenMaps([J] * 60, 60, 1, 2, torch.float64, torch.device("cpu"))
+        >>> frame = random_frame(orbit, 2, torch.Generator().manual_seed(0))
+        >>> growth = carry(orbit, frame, warmup=20, steps=40, t_on="auto")
+        >>> [round(x / math.log(2), 6) for x in (growth.logs_NBKM.sum(-1) / 40)[0, 0].tolist()]
+        [1.0, -1.0]
     """
     N, B, K = orbit.num_members, orbit.num_sequences, frame.shape[-1]
     if method == "auto":
         method = pick(K, frame.shape[-2], orbit.dtype, orbit.device)
-    Q = frame.expand(N, B, -1, -1)
+    frames = _Frames(frame.expand(N, B, -1, -1), method, rectangular)
     deepest_NK = torch.full((N, K), math.inf, dtype=torch.float64, device=orbit.device)
     num_zeros_NK = torch.zeros((N, K), dtype=torch.int64, device=orbit.device)
     zeros_NBK = torch.zeros((N, B, K), dtype=torch.float64, device=orbit.device)
@@ -174,26 +229,21 @@ def carry(
     def growth() -> Growth:
         logs_NBKM, block_steps_M = blocks.stacked()
         t_on_N = tuple(schedule.t_on)
-        return Growth(logs_NBKM, block_steps_M, deepest_NK, num_zeros_NK, t_on_N, Q, method)
+        last_NBDK = frames.whole()
+        return Growth(logs_NBKM, block_steps_M, deepest_NK, num_zeros_NK, t_on_N, last_NBDK, method)
 
     for step, J in enumerate(islice(orbit.maps(), warmup + steps)):
         if observe is not None:
             observe(step, J)
-        V = J(Q)
-        _check_shape(V, Q, step, rectangular)
         since += 1
         is_last = step in (warmup - 1, warmup + steps - 1)
         ends_block = since == schedule.block or is_last
         due = schedule.due(ends_block)
-        if not due:
-            Q = V
+        found = frames.carry(step, J, due)
+        if found is None:
             continue
+        logs, depth = found
         members = torch.tensor(due, device=orbit.device)
-        if len(due) == N:
-            Q, logs, depth = factorise(V, method)
-        else:
-            part, logs, depth = factorise(V[members], method)
-            Q = V.mT.index_copy(0, members, part.mT).mT
         schedule.learn(due, logs, depth)
         if step >= warmup:
             current_NBK[members] += logs
@@ -203,7 +253,7 @@ def carry(
             continue
         before_NBK = gauge_NBK
         if method == "lu" and step >= warmup - 1:
-            gauge_NBK = log_gauge(Q)
+            gauge_NBK = frames.log_gauge()
         if step >= warmup:
             blocks.add(current_NBK + gauge_NBK - before_NBK, since)
             current_NBK = torch.zeros_like(current_NBK)
@@ -218,12 +268,129 @@ def carry(
     return growth()
 
 
+@dataclass(frozen=True)
+class _Stairs:
+    """One frame S⁻¹ Pᵀ L, or any frame Q where there is no `order_D`; see `StairMap.move`."""
+
+    Q_KD: Tensor
+    order_D: Tensor | None = None
+    shear: Shear | None = None
+
+    def write(self, out_KD: Tensor) -> Tensor:
+        """Writes the frame itself; returns where its rows end, (D,)."""
+        K, D = out_KD.shape
+        if self.order_D is None:
+            out_KD.copy_(self.Q_KD)
+            return torch.full((D,), K, device=out_KD.device)
+        places = inverse(self.order_D)
+        torch.gather(self.Q_KD, 1, places.expand(K, D), out=out_KD)
+        ends = (places + 1).clamp_(max=K)
+        if self.shear is not None:
+            self.shear.undo(out_KD, ends)
+        return ends
+
+
+class _Frames:
+    """The frames of all members and sequences, as one tensor or one by one."""
+
+    def __init__(self, Q_NBDK: Tensor, method: Method, rectangular: bool) -> None:
+        self._whole_NBDK = Q_NBDK
+        self._method, self._rectangular = method, rectangular
+        self._apart: list[list[_Stairs]] = []
+        self._spare_KD: Tensor | None = None
+
+    def carry(self, step: int, J: Map, due: list[int]) -> tuple[Tensor, Tensor] | None:
+        """Through one map, with a factorisation of the members that are due.
+
+        Returns their logs and depth (members due, B, K), None where none is.
+        """
+        is_apart = self._method == "lu" and self._whole_NBDK.device.type == "cpu"
+        if is_apart and isinstance(J, StairMap):
+            return self._carry_apart(J, due)
+        Q = self.whole()
+        V = J(Q)
+        _check_shape(V, Q, step, self._rectangular)
+        self._apart, self._spare_KD = [], None
+        self._whole_NBDK = V
+        if not due:
+            return None
+        members = torch.tensor(due, device=V.device)
+        if len(due) == V.shape[0]:
+            self._whole_NBDK, logs, depth = factorise(V, self._method)
+        else:
+            part, logs, depth = factorise(V[members], self._method)
+            self._whole_NBDK = V.mT.index_copy(0, members, part.mT).mT
+        return logs, depth
+
+    def _carry_apart(self, J: StairMap, due: list[int]) -> tuple[Tensor, Tensor] | None:
+        """One frame after another, in memory that is used again: each then stays in the cache,
+        and no step pays for fresh pages, which cost as much as a tenth of its products."""
+        if not self._apart:
+            # Copies: what was given is not ours to overwrite.
+            self._apart = [
+                [_Stairs(Q.mT.clone(memory_format=torch.contiguous_format)) for Q in Q_BDK]
+                for Q_BDK in self._whole_NBDK
+            ]
+            self._spare_KD = torch.empty_like(self._apart[0][0].Q_KD)
+        found: list[Eliminated] = []
+        for n, frames in enumerate(self._apart):
+            for b, frame in enumerate(frames):
+                V_KD = self._spare_KD
+                assert V_KD is not None
+                shear = J.move(
+                    n,
+                    b,
+                    frame.Q_KD,
+                    V_KD,
+                    order_D=frame.order_D,
+                    shear=frame.shear,
+                    may_shear=n in due,
+                )
+                if n in due:
+                    found.append(eliminate(V_KD))
+                    frames[b] = _Stairs(V_KD, found[-1].order, shear)
+                else:
+                    frames[b] = _Stairs(V_KD)
+                self._spare_KD = frame.Q_KD
+        if not due:
+            return None
+        logs, depth = (torch.stack([f[i] for f in found]) for i in (0, 1))
+        shape = (len(due), -1, logs.shape[-1])
+        return logs.view(shape), depth.view(shape)
+
+    def whole(self) -> Tensor:
+        """The frames, (N, B, D, K)."""
+        if not self._apart:
+            return self._whole_NBDK
+        N, B = len(self._apart), len(self._apart[0])
+        whole_NBKD = self._apart[0][0].Q_KD.new_empty(N, B, *self._apart[0][0].Q_KD.shape)
+        for n, frames in enumerate(self._apart):
+            for b, frame in enumerate(frames):
+                frame.write(whole_NBKD[n, b])
+        return whole_NBKD.mT
+
+    def log_gauge(self) -> Tensor:
+        """log R_ii (N, B, K) of the frames themselves."""
+        if not self._apart:
+            return log_gauge(self._whole_NBDK)
+        gauges = []
+        for frames in self._apart:
+            for frame in frames:
+                assert self._spare_KD is not None
+                ends = frame.write(self._spare_KD)
+                gauges.append(log_gauge(self._spare_KD.mT[None, None], ends[None, None]))
+        N, B = len(self._apart), len(self._apart[0])
+        return torch.stack(gauges).view(N, B, -1)
+
+
 class _Schedule:
     """When each member's frame is factorised.
 
     `learn` reads from every R how deep its columns have sunk in how many steps, and keeps T_ON
     where the depth stays above ε^¼. The depth is an offset plus a rate times the steps, so that
-    scaling it with the steps errs on the safe side; growth of T_ON is by doubling at most.
+    scaling it with the steps errs on the safe side; growth of T_ON is by doubling at most. (With
+    triangular frames, taking off the 2 nats that eliminating a random matrix costs at once makes
+    T_ON longer by a quarter, and errors ten times as large.)
     """
 
     def __init__(
@@ -236,9 +403,8 @@ class _Schedule:
             self.block = t_on * math.ceil(LONGEST_GAUGED / t_on) if is_gauged else t_on
         self.t_on = [1 if t_on == "auto" else t_on] * num_members
         self._since = [0] * num_members
-        # With triangular frames a factorisation costs about as much as a step: a little more of
-        # the digits (ε^0.45) buys a longer T_ON there.
-        self._lowest_depth = math.log(torch.finfo(dtype).eps) * (0.45 if is_gauged else 0.25)
+        # With triangular frames the factorisation costs about half a step; T_ON may be longer.
+        self._lowest_depth = math.log(torch.finfo(dtype).eps) * (0.3 if is_gauged else 0.25)
         # A quarter of the range: frames are not rescaled between factorisations.
         self._largest_log = math.log(torch.finfo(dtype).max) / 4
 

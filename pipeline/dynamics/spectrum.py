@@ -10,41 +10,31 @@ and is the convention of Vogt et al. (2022), whose numbers are those of no dynam
 Shapes: N members, B sequences, T steps, I inputs, D state, K exponents, M time blocks.
 """
 
-import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from pipeline.dynamics import derived
-from pipeline.dynamics.modules import MODULES, ModuleOrbit
-from pipeline.dynamics.orthonormal import factorise, pick
-from pipeline.dynamics.propagate import Growth, Map, Orbit, carry, floor_depth, random_frame
-from pipeline.dynamics.steps import GivenMaps, StepOrbit, num_arguments
+from pipeline.dynamics.arithmetic import exact_arithmetic
+from pipeline.dynamics.prepared import prepared
+from pipeline.dynamics.propagate import Growth, Orbit, carry, floor_depth
+from pipeline.dynamics.selfcheck import SelfCheck
+from pipeline.dynamics.sources import DrivenNetwork
 from pipeline.dynamics.uncertainty import standard_error
 
-LN2 = math.log(2)
-WARMUP_SHARE = 5
-"""`warmup="auto"` gives one part in this many of the steps to the warm-up."""
+__all__ = ["Spectrum", "exact_arithmetic", "lyapunov_spectrum"]
 
+LN2 = math.log(2)
 FEWEST_INDEPENDENT = 10
 """Independent blocks below which an error says too little about itself."""
 
 EARLIEST_END = 16
 """Counted steps before which no `tolerance` ends a run."""
-
-
-class DrivenNetwork(Protocol):
-    """Anything that can say which maps it applies to given inputs."""
-
-    def orbit(self, inputs: Tensor, *, state: Any, dtype: torch.dtype) -> Any:
-        """An `Orbit`."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -234,30 +224,31 @@ def lyapunov_spectrum(
         >>> round(spectrum.exponents.sum().item(), 9)  # ln 0.3, whatever the orbit
         -1.203972804
     """
-    if dtype not in (torch.float32, torch.float64):
-        raise ValueError(f"dtype must be torch.float32 or torch.float64, got {dtype}")
     if tolerance is not None and not tolerance > 0:
         raise ValueError(f"tolerance must be greater than 0, got {tolerance}")
     if t_on != "auto" and t_on < 1:
         raise ValueError(f"t_on must be at least 1 or 'auto', got {t_on}")
-    with exact_arithmetic(), _in_eval_mode(network_or_maps):
-        run = _as_run(
-            network_or_maps, inputs, state, dtype, steps, warmup, tangents, loop=loop, start=start
-        )
+    with prepared(
+        network_or_maps,
+        inputs,
+        k=k,
+        state=state,
+        steps=steps,
+        warmup=warmup,
+        dtype=dtype,
+        tangents=tangents,
+        loop=loop,
+        start=start,
+        generator=generator,
+    ) as run:
         orbit = run.orbit
-        num_exponents = _check_count(k, orbit.tangent_size)
-        if tangents is None:
-            source = torch.Generator().manual_seed(0) if generator is None else generator
-            frame = random_frame(orbit, num_exponents, source)
-        else:
-            frame = _given_frame(tangents, orbit, k)
         goal = None if tolerance is None else _Goal(tolerance, orbit.dtype)
         # A run that may end early is checked where it certainly passes.
         certain = run.counted if goal is None else min(run.counted, EARLIEST_END)
-        check = _SelfCheck(orbit, frame, run.warmup, certain)
+        check = SelfCheck(orbit, run.frame, run.warmup, certain)
         growth = carry(
             orbit,
-            frame,
+            run.frame,
             warmup=run.warmup,
             steps=run.counted,
             t_on=t_on,
@@ -299,301 +290,6 @@ def lyapunov_spectrum(
     return result if run.is_population else _without_members(result)
 
 
-@contextmanager
-def exact_arithmetic() -> Iterator[None]:
-    """No gradients, no autocast, no TF32: reduced products put a false floor under exponents."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        with torch.no_grad(), torch.autocast("cpu", enabled=False):
-            if torch.cuda.is_available():
-                with torch.autocast("cuda", enabled=False):
-                    yield
-            else:
-                yield
-    finally:
-        torch.set_float32_matmul_precision(before)
-
-
-@contextmanager
-def _in_eval_mode(source: Any) -> Iterator[None]:
-    """Modules used as functions are measured as they are used: no dropout, fixed norms."""
-    was_training = [m for m in source.modules() if m.training] if _is_module(source) else []
-    for module in was_training:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module in was_training:
-            module.training = True
-
-
-def _is_module(source: Any) -> bool:
-    return isinstance(source, nn.Module)
-
-
-class _Run(NamedTuple):
-    orbit: Orbit
-    is_population: bool
-    warmup: int
-    counted: int
-
-
-def _as_run(
-    source: Any,
-    inputs: Tensor | None,
-    state: Literal["full", "hidden"],
-    dtype: torch.dtype,
-    steps: int | None,
-    warmup: int | Literal["auto"],
-    tangents: Tensor | None,
-    *,
-    loop: Literal["open", "closed"],
-    start: Tensor | None,
-) -> _Run:
-    """What to carry frames along, and how far."""
-    if state not in ("full", "hidden"):
-        raise ValueError(f"state must be 'full' or 'hidden', got {state!r}")
-    if loop not in ("open", "closed"):
-        raise ValueError(f"loop must be 'open' or 'closed', got {loop!r}")
-    if isinstance(source, nn.Module):
-        _refuse_half(next(source.parameters(), None))
-    is_network, is_module = hasattr(source, "orbit"), isinstance(source, MODULES)
-    is_orbit = hasattr(source, "maps") and not is_network
-    is_step = callable(source) and not (is_network or is_module or is_orbit)
-    if start is not None and not (is_module or is_step):
-        raise ValueError(
-            "`start` belongs to functions and torch.nn modules; our networks start at zero, "
-            "and given maps have no state"
-        )
-    if loop == "closed" and not (is_network or is_step):
-        raise ValueError(
-            "a closed loop needs something that turns states into inputs; a torch.nn module has no "
-            "readout, and given maps have no inputs. Wrap it in a function step(s), or in "
-            "step(s, x) with step.readout(s)"
-        )
-    if is_step:
-        orbit, available = _step_orbit(source, inputs, state, dtype, steps, warmup, loop, start)
-        return _Run(orbit, False, *_split_steps(available, steps, warmup))
-    if is_network or is_module:
-        if inputs is None:
-            raise ValueError("a network needs `inputs`: (B, T, I), tokens (B, T) or vectors (B, I)")
-        if inputs.ndim < 2 or 0 in inputs.shape:
-            raise ValueError(
-                f"inputs must be (B, T, I), (B, T) or (B, I), none empty; got {tuple(inputs.shape)}"
-            )
-        if loop == "closed":
-            return _closed_network(source, inputs, state, dtype, steps, warmup)
-        driven: Orbit = (
-            ModuleOrbit(source, inputs, state=state, dtype=dtype, start=start)
-            if is_module
-            else source.orbit(inputs, state=state, dtype=dtype)
-        )
-        return _Run(driven, is_network, *_split_steps(driven.num_steps, steps, warmup))
-    if inputs is not None or state != "full":
-        raise ValueError("`inputs` and `state` belong to networks; maps and orbits have their own")
-    if is_orbit:
-        if source.dtype != dtype:
-            raise ValueError(f"the orbit computes in {source.dtype}, but dtype is {dtype}")
-        return _Run(source, True, *_split_steps(source.num_steps, steps, warmup))
-    maps, available = _given_maps(source, steps, warmup)
-    split = _split_steps(available, steps, warmup)
-    return _Run(_maps_orbit(maps, sum(split), tangents, dtype), False, *split)
-
-
-def _step_orbit(
-    step: Callable[..., Tensor],
-    inputs: Tensor | None,
-    state: str,
-    dtype: torch.dtype,
-    steps: int | None,
-    warmup: int | Literal["auto"],
-    loop: str,
-    start: Tensor | None,
-) -> tuple[StepOrbit, int]:
-    """A function as an orbit, and how many maps there are."""
-    if state != "full":
-        raise ValueError("state='hidden' belongs to networks; a function has one state, the full")
-    given = num_arguments(step)
-    is_driven = given == 2 if given in (1, 2) else inputs is not None and start is not None
-    if start is None and not is_driven:
-        start, inputs = inputs, None
-    if start is None or start.ndim not in (1, 2) or 0 in start.shape:
-        shape = None if start is None else tuple(start.shape)
-        raise ValueError(f"a function needs its `start` state, (D,) or (B, D), got {shape}")
-    if is_driven and (inputs is None or inputs.ndim != 3 or 0 in inputs.shape):
-        raise ValueError(
-            "step(s, x) needs inputs (B, T, I), none empty; got "
-            f"{None if inputs is None else tuple(inputs.shape)}"
-        )
-    for tensor in (start, inputs):
-        _refuse_half(tensor)
-    s = start.to(dtype)
-    x = None if inputs is None else inputs.to(dtype) if inputs.is_floating_point() else inputs
-    if s.ndim == 1:
-        s = s.expand(1 if x is None else x.shape[0], -1)
-    if is_driven and loop == "closed":
-        readout = getattr(step, "readout", None)
-        if readout is None:
-            raise ValueError("loop='closed' needs step.readout(s), the next input, got none")
-        assert x is not None
-        for x_now in x.unbind(1):
-            s = step(s, x_now)
-        return _endless(lambda s: step(s, readout(s)), s, steps, warmup, "closed")
-    if is_driven:
-        assert x is not None
-        return StepOrbit(step, s, x, x.shape[1]), x.shape[1]
-    return _endless(step, s, steps, warmup, "closed" if loop == "closed" else "autonomous")
-
-
-def _endless(
-    step: Callable[[Tensor], Tensor],
-    start: Tensor,
-    steps: int | None,
-    warmup: int | Literal["auto"],
-    loop: str,
-) -> tuple[StepOrbit, int]:
-    available = _length_wanted(steps, warmup)
-    return StepOrbit(step, start, None, available, loop), available
-
-
-def _closed_network(
-    network: Any,
-    inputs: Tensor,
-    state: Literal["full", "hidden"],
-    dtype: torch.dtype,
-    steps: int | None,
-    warmup: int | Literal["auto"],
-) -> _Run:
-    name = type(network).__name__
-    if not hasattr(network, "closed_orbit"):
-        raise ValueError(f"loop='closed' needs a network with `closed_orbit`; {name} has none")
-    if not inputs.is_floating_point():
-        raise ValueError(
-            "loop='closed' needs real inputs: choosing the next token is no differentiable map"
-        )
-    available = _length_wanted(steps, warmup)
-    orbit = network.closed_orbit(inputs, steps=available, state=state, dtype=dtype)
-    return _Run(orbit, True, *_split_steps(available, steps, warmup))
-
-
-def _length_wanted(steps: int | None, warmup: int | Literal["auto"]) -> int:
-    """Maps of an orbit that has no end of its own: "auto" adds a warm-up of a quarter of `steps`,
-    a fifth of the whole."""
-    if steps is None:
-        raise ValueError("an orbit without given inputs has no end of its own: pass `steps`")
-    if not isinstance(warmup, int):
-        return steps + math.ceil(steps / (WARMUP_SHARE - 1))
-    return steps + max(0, warmup)
-
-
-def _given_maps(
-    source: Any, steps: int | None, warmup: int | Literal["auto"]
-) -> tuple[Iterable[Any], int]:
-    if isinstance(source, Tensor):
-        if source.ndim not in (3, 4):
-            raise ValueError(
-                f"Jacobians must be (T, D, D) or (T, B, D, D), got {tuple(source.shape)}"
-            )
-        _refuse_half(source)
-        return source.unbind(0), len(source)
-    if not isinstance(source, Iterable):
-        raise ValueError(
-            "a spectrum needs a network, an orbit, a torch.nn recurrence, a function of the state, "
-            f"or Jacobians; got {type(source).__name__}"
-        )
-    if not hasattr(source, "__len__") and steps is not None and isinstance(warmup, int):
-        # A stream is read map by map: it may be longer than memory.
-        return source, steps + max(0, warmup)
-    maps = list(source)
-    return maps, len(maps)
-
-
-def _maps_orbit(
-    maps: Iterable[Any], num_steps: int, tangents: Tensor | None, dtype: torch.dtype
-) -> GivenMaps:
-    stream = iter(maps)
-    first = next(stream, None)
-    if first is None:
-        raise ValueError("there are no maps: a spectrum needs at least one")
-    if isinstance(first, Tensor):
-        _refuse_half(first)
-        if first.ndim not in (2, 3) or 0 in first.shape:
-            raise ValueError(f"a Jacobian must be (D, D) or (B, D, D), got {tuple(first.shape)}")
-        size, device = first.shape[-1], first.device
-        num_sequences = first.shape[0] if first.ndim == 3 else 1
-    elif not callable(first):
-        raise ValueError(f"maps must be matrices or functions Q → J Q, got {type(first).__name__}")
-    elif tangents is None or tangents.ndim < 2:
-        raise ValueError("maps given as functions do not say their size: pass `tangents` (D, k)")
-    else:
-        size, device = tangents.shape[-2], tangents.device
-        num_sequences = tangents.shape[1] if tangents.ndim == 4 else 1
-    whole = itertools.chain([first], stream)
-    return GivenMaps(whole, num_steps, num_sequences, size, dtype, device)
-
-
-def _refuse_half(tensor: Tensor | None) -> None:
-    if tensor is not None and tensor.dtype in (torch.float16, torch.bfloat16):
-        raise ValueError(
-            f"{tensor.dtype} carries too few digits for exponents; convert to float32 or float64, "
-            "knowing that the spectrum is then that of the converted network"
-        )
-
-
-def _split_steps(
-    available: int, steps: int | None, warmup: int | Literal["auto"]
-) -> tuple[int, int]:
-    """Warm-up and counted steps out of those available."""
-    if available < 1:
-        raise ValueError("there are no maps: a spectrum needs at least one")
-    if steps is not None and steps < 1:
-        raise ValueError(f"steps must be at least 1, got {steps}")
-    if not isinstance(warmup, int):
-        spare = available if steps is None else max(0, available - steps)
-        before = min(available // WARMUP_SHARE, spare)
-    elif warmup >= 0:
-        before = warmup
-    else:
-        raise ValueError(f"warmup must be at least 0 or 'auto', got {warmup}")
-    counted = available - before if steps is None else steps
-    if counted < 1 or before + counted > available:
-        raise ValueError(
-            f"warmup + steps must fit the maps there are; got warmup={warmup}, "
-            f"steps={steps} and {available} maps"
-        )
-    return before, counted
-
-
-def _check_count(k: int | None, tangent_size: int) -> int:
-    if k is None:
-        return tangent_size
-    if not 1 <= k <= tangent_size:
-        raise ValueError(f"k must be between 1 and the state's size {tangent_size}, got {k}")
-    return k
-
-
-def _given_frame(tangents: Tensor, orbit: Orbit, k: int | None) -> Tensor:
-    lead = {2: (1, 1), 3: (orbit.num_members, 1), 4: (orbit.num_members, orbit.num_sequences)}
-    rows, columns = tangents.shape[-2:] if tangents.ndim >= 2 else (0, 0)
-    fits = (
-        tangents.ndim in lead
-        and tangents.shape[:-2] == lead[tangents.ndim][: tangents.ndim - 2]
-        and rows == orbit.tangent_size
-        and columns == (columns if k is None else k)
-        and 1 <= columns <= rows
-    )
-    if not fits:
-        raise ValueError(
-            f"tangents must be (D, k), (N, D, k) or (N, B, D, k) with D = {orbit.tangent_size}, "
-            f"k = {'at most D' if k is None else k}, N = {orbit.num_members}, "
-            f"B = {orbit.num_sequences}; got {tuple(tangents.shape)}"
-        )
-    given = tangents.reshape(*lead[tangents.ndim], rows, columns)
-    Q: Tensor = torch.linalg.qr(given.to(dtype=torch.float64)).Q
-    return Q.to(dtype=orbit.dtype, device=orbit.device)
-
-
 def _is_long(logs_NBKM: Tensor, block_steps_M: Tensor, error_NK: Tensor) -> Tensor:
     """True where the error is that of ten independent blocks or more: a trend makes it larger."""
     rates = logs_NBKM / block_steps_M.to(logs_NBKM.device)
@@ -626,75 +322,6 @@ class _Goal:
         total = growth.logs_NBKM.sum((1, -1))
         is_number = torch.isfinite(total) & (growth.deepest_NK >= self._floor)
         return bool(((error < self._tolerance) | ~is_number).all())
-
-
-class _SelfCheck:
-    """Compares the tangents that are used with what is known about them independently."""
-
-    def __init__(self, orbit: Orbit, frame: Tensor, warmup: int, counted: int) -> None:
-        self._orbit, self._warmup, self._frame = orbit, warmup, frame
-        self._is_full = frame.shape[-1] == orbit.tangent_size
-        choice = torch.Generator().manual_seed(counted)
-        self._step = warmup + int(torch.randint(counted, (), generator=choice))
-        q = torch.randn(orbit.tangent_size, generator=choice, dtype=torch.float64)
-        self._probe = (q / q.norm()).to(dtype=orbit.dtype, device=orbit.device)
-        self._autodiff: Tensor | None = None
-        self._single: Tensor | None = None
-        self._log_det: Tensor | None = None
-
-    def __call__(self, step: int, J: Map) -> None:
-        if step == self._step and hasattr(J, "autodiff"):
-            self._autodiff = self._compare_with_autodiff(J)
-        if self._is_full and step >= self._warmup and hasattr(J, "log_abs_det"):
-            log_det = J.log_abs_det()
-            if log_det is not None:
-                log_det = log_det.double()
-                self._log_det = log_det if self._log_det is None else self._log_det + log_det
-        if self._is_full and step == self._step and self._log_det is None and hasattr(J, "dense"):
-            self._single = self._compare_determinant(J)
-
-    def _compare_with_autodiff(self, J: Any) -> Tensor:
-        shape = (self._orbit.num_members, self._orbit.num_sequences, -1)
-        q = self._probe.expand(*shape)
-        ours, reference = J(q.unsqueeze(-1)).squeeze(-1), J.autodiff(q)
-        scale = torch.linalg.vector_norm(reference, dim=-1)
-        difference = torch.linalg.vector_norm(ours - reference, dim=-1)
-        relative = torch.where(difference == 0, 0.0, difference / scale)
-        return relative.double().amax(1)
-
-    def _compare_determinant(self, J: Any) -> Tensor | None:
-        """|Σ log R_ii − log|det J|| per dimension of the frame given, through the same methods."""
-        dense: Tensor = J.dense()
-        if dense.shape[-1] != dense.shape[-2]:
-            return None
-        N, B, D, _ = dense.shape
-        method = pick(D, D, self._orbit.dtype, self._orbit.device)
-        grown = factorise(J(self._frame.expand(N, B, D, D)), method).logs.sum(-1)
-        known = torch.linalg.slogdet(dense.double()).logabsdet
-        difference: Tensor = torch.where(grown == known, 0.0, (grown - known).abs()).amax(1)
-        return difference / D
-
-    def errors(self, logs_NBKM: Tensor, counted: int) -> dict[str, Tensor]:
-        """Name → error (N,) of every check that could be made."""
-        found: dict[str, Tensor] = {}
-        if self._autodiff is not None:
-            found["autodiff"] = self._autodiff
-        if self._single is not None:
-            found["log_det"] = self._single
-        if self._log_det is not None:
-            total = logs_NBKM.sum((-1, -2))
-            difference = torch.where(total == self._log_det, 0.0, (total - self._log_det).abs())
-            found["sum_rule"] = difference.amax(1) / counted / self._orbit.tangent_size
-        return found
-
-    def passed(self, errors: dict[str, Tensor]) -> Tensor:
-        # √ε for the sum: with a fixed T_ON, half of the digits may be lost between two QRs.
-        eps = torch.finfo(self._orbit.dtype).eps
-        allowed = {"autodiff": 1e5 * eps, "sum_rule": math.sqrt(eps), "log_det": math.sqrt(eps)}
-        passed = torch.ones(self._orbit.num_members, dtype=torch.bool, device=self._orbit.device)
-        for name, error in errors.items():
-            passed &= error <= allowed[name]
-        return passed
 
 
 def _without_members(spectrum: Spectrum) -> Spectrum:

@@ -9,6 +9,7 @@ Shapes: B sequences, T steps, I inputs, D state, K tangents. The member axis N i
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -18,7 +19,13 @@ from pipeline.dynamics.propagate import Map
 
 
 class StepMap:
-    """The derivative of a step at one state, the input held fixed."""
+    """The derivative of a step at one state, the input held fixed.
+
+    Example:
+        >>> J = StepMap(lambda s: s**2, torch.tensor([[1.0, 3.0]]))
+        >>> J(torch.eye(2).expand(1, 1, 2, 2))[0, 0].tolist()
+        [[2.0, 0.0], [0.0, 6.0]]
+    """
 
     def __init__(self, step: Callable[[Tensor], Tensor], state_BD: Tensor) -> None:
         self._step, self._state = step, state_BD
@@ -59,7 +66,15 @@ class StepMap:
 
 
 class StepOrbit:
-    """A step applied `num_steps` times from `start` (B, D), with the inputs (B, T, I) if any."""
+    """A step applied `num_steps` times from `start` (B, D), with the inputs (B, T, I) if any.
+
+    Raises ValueError for a step that is random or returns another kind of state than it gets.
+
+    Example:
+        >>> orbit = StepOrbit(lambda s: s / 2, torch.ones(3, 2), None, num_steps=4)
+        >>> orbit.num_sequences, orbit.tangent_size, len(list(orbit.maps()))
+        (3, 2, 4)
+    """
 
     num_members = 1
 
@@ -75,17 +90,21 @@ class StepOrbit:
         self.num_sequences, self.tangent_size = start_BD.shape
         self.num_steps, self.loop = num_steps, loop
         self.dtype, self.device = start_BD.dtype, start_BD.device
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
-            after, again = self._at(0)(start_BD), self._at(0)(start_BD)
-        if not torch.equal(after.nan_to_num(), again.nan_to_num()):
+        with _untouched_generators(self.device), torch.no_grad():
+            after, drawn = self._at(0)(start_BD), _generator_states(self.device)
+            again, drawn_again = self._at(0)(start_BD), _generator_states(self.device)
+        # Values alone do not tell: a mask on a state of zeros leaves zeros.
+        is_drawn = not all(map(torch.equal, drawn, drawn_again))
+        if is_drawn or not torch.equal(after.nan_to_num(), again.nan_to_num()):
             raise ValueError(
-                "a step must not be random, but two calls with the same state differ; switch "
-                "dropout off or draw its mask once"
+                "a step must not be random, but two calls with the same state draw different "
+                "numbers; switch dropout off or draw its mask once"
             )
-        if after.shape != start_BD.shape:
+        if after.shape != start_BD.shape or after.dtype != start_BD.dtype:
             raise ValueError(
-                f"a step must return states of the shape it gets; it got {tuple(start_BD.shape)} "
-                f"and returned {tuple(after.shape)}"
+                "a step must return states of the shape and dtype it gets; it got "
+                f"{start_BD.dtype} {tuple(start_BD.shape)} and returned "
+                f"{after.dtype} {tuple(after.shape)}"
             )
 
     def _at(self, t: int) -> Callable[[Tensor], Tensor]:
@@ -105,7 +124,13 @@ class StepOrbit:
 
 
 class MatrixMap:
-    """One given Jacobian of every sequence."""
+    """One given Jacobian of every sequence.
+
+    Example:
+        >>> J = MatrixMap(torch.diag(torch.tensor([2.0, 4.0])).expand(1, 1, 2, 2))
+        >>> round(J.log_abs_det().exp().item(), 6)
+        8.0
+    """
 
     def __init__(self, J_NBDD: Tensor) -> None:
         self._J = J_NBDD
@@ -122,7 +147,13 @@ class MatrixMap:
 
 
 class GivenMaps:
-    """Given Jacobians (D', D) or (B, D', D), or functions Q → J Q, one a step, read once."""
+    """Given Jacobians (D', D) or (B, D', D), or functions Q → J Q, one a step, read once.
+
+    Example:
+        >>> orbit = GivenMaps([torch.eye(2)] * 3, 3, 1, 2, torch.float64, torch.device("cpu"))
+        >>> next(orbit.maps())(torch.ones(1, 1, 2, 1).double()).shape
+        torch.Size([1, 1, 2, 1])
+    """
 
     num_members = 1
 
@@ -143,14 +174,56 @@ class GivenMaps:
         """The maps in order; matrices converted to the precision asked for."""
         for J in self._maps:
             if isinstance(J, Tensor):
+                check_precision(J)
                 moved = J.to(dtype=self.dtype, device=self.device)
                 yield MatrixMap(moved.expand(1, self.num_sequences, *J.shape[-2:]))
             else:
                 yield J
 
 
+def check_precision(tensor: Tensor) -> None:
+    """Raises ValueError for half precision and for complex numbers.
+
+    Example:
+        >>> check_precision(torch.zeros(2))
+        >>> try:
+        ...     check_precision(torch.zeros(2).half())
+        ... except ValueError as error:
+        ...     print(str(error)[:36])
+        torch.float16 carries too few digits
+    """
+    if tensor.dtype in (torch.float16, torch.bfloat16):
+        raise ValueError(
+            f"{tensor.dtype} carries too few digits for exponents; convert to float32 or float64, "
+            "knowing that the spectrum is then that of the converted network"
+        )
+    if tensor.is_complex():
+        raise ValueError(
+            f"{tensor.dtype} is not supported: write a complex map as a real one of twice the size"
+        )
+
+
+@contextmanager
+def _untouched_generators(device: torch.device) -> Iterator[None]:
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        yield
+
+
+def _generator_states(device: torch.device) -> list[Tensor]:
+    """Of the global generators that a function on this device may draw from."""
+    states = [torch.get_rng_state()]
+    if device.type == "cuda":
+        states.append(torch.cuda.get_rng_state(device))
+    return states
+
+
 def num_arguments(step: Callable[..., Any]) -> int | None:
-    """How many positional arguments a step must be given; None where it does not say."""
+    """How many positional arguments a step must be given; None where it does not say.
+
+    Example:
+        >>> num_arguments(lambda s, x: s + x), num_arguments(lambda s, dt=0.1: dt * s)
+        (2, 1)
+    """
     try:
         parameters = inspect.signature(step).parameters.values()
     except (TypeError, ValueError):

@@ -88,18 +88,27 @@ class GRUCell:
 
     def _push_by_blocks(self, gains: GRUGains, dh: Tensor, dx: Tensor | None, out: Tensor) -> None:
         """`push` by way of ∂h'/∂h and ∂h'/∂x, one sequence at a time: they stay in the cache."""
-        columns = [gain.unsqueeze(-1) for gain in gains]
-        for n, (U, W) in enumerate(zip(self.U, self.W, strict=True)):
+        H = dh.shape[-1]
+        by_h = dh.new_empty(H, H)
+        for n in range(dh.shape[0]):
             for b in range(dh.shape[1]):
-                by_r, by_z, by_m, by_n, z = (column[n, b] for column in columns)
-                U_r, U_z, U_n = U.chunk(3)
-                by_h = (by_m * U_n).addcmul_(by_r, U_r).addcmul_(by_z, U_z)
-                by_h.diagonal().add_(z.squeeze(-1))
-                torch.mm(dh[n, b], by_h.mT, out=out[n, b])
+                torch.mm(dh[n, b], self.by_h(gains, n, b, by_h).mT, out=out[n, b])
                 if dx is not None:
-                    W_r, W_z, W_n = W.chunk(3)
-                    by_x = (by_n * W_n).addcmul_(by_r, W_r).addcmul_(by_z, W_z)
-                    out[n, b].addmm_(dx[n, b], by_x.mT)
+                    out[n, b].addmm_(dx[n, b], self.by_x(gains, n, b).mT)
+
+    def by_h(self, gains: GRUGains, member: int, sequence: int, out: Tensor) -> Tensor:
+        """∂h'/∂h of one member and sequence, (H, H), written into `out`."""
+        by_r, by_z, by_m, _, z = (gain[member, sequence].unsqueeze(-1) for gain in gains)
+        U_r, U_z, U_n = self.U[member].chunk(3)
+        torch.mul(by_m, U_n, out=out).addcmul_(by_r, U_r).addcmul_(by_z, U_z)
+        out.diagonal().add_(z.squeeze(-1))
+        return out
+
+    def by_x(self, gains: GRUGains, member: int, sequence: int) -> Tensor:
+        """∂h'/∂x of one member and sequence, (H, I)."""
+        by_r, by_z, _, by_n, _ = (gain[member, sequence].unsqueeze(-1) for gain in gains)
+        W_r, W_z, W_n = self.W[member].chunk(3)
+        return (by_n * W_n).addcmul_(by_r, W_r).addcmul_(by_z, W_z)
 
     def pull(self, gains: GRUGains, p: Tensor) -> tuple[Tensor, Tensor]:
         """(∂h'/∂h)ᵀ p, and the adjoint of W x + b."""

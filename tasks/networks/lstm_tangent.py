@@ -16,7 +16,7 @@ Shapes: N members, B sequences, T steps, I inputs, H units, G = 4H gates, K tang
 D = 2·H·layers for the full state (h then c, layers in order), H·layers for the hidden state.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
 
@@ -26,7 +26,9 @@ from torch import Tensor
 from tasks.networks.base import StateConvention
 from tasks.networks.layers import linear, matmul_tangents, sech2
 from tasks.networks.lstm_adjoint import pull
+from tasks.networks.lstm_shear import Mix, Shear
 from tasks.networks.recurrent_orbit import ClosedLoop, Readout, RecurrentOrbit, fed_back
+from tasks.networks.staircase import Workspace, add_product
 
 BLOCKS_FROM = 96
 """Tangents from which on forming the gain-weighted blocks costs less than it saves (measured,
@@ -77,31 +79,76 @@ def advance(
     return o * tanh_c, c_new, gains
 
 
-def _weighted(weight_NGE: Tensor, gains: LayerGains, is_full: bool) -> Tensor:
-    """∂(h', c')/∂e (N, B, 2H, E) by what enters through `weight_NGE`; ∂h'/∂e alone if hidden.
+def _weighted(
+    weight_GE: Tensor, gains: LayerGains, mix: Mix, is_full: bool, work: Workspace
+) -> Tensor:
+    """∂(h', c')/∂e (2H, E), as `mix` has it, by what enters through `weight_GE`.
 
-    Gains are (N, B, H, 1). The direct effect of c on c' is not in it.
+    ∂h'/∂e alone if hidden. Gains are those of one member and sequence, (H,). The direct effect of
+    c on c' is not in it.
     """
-    by_i, by_f, by_g, by_o = (part.unsqueeze(1) for part in weight_NGE.chunk(4, dim=1))
-    N, B, H, _ = gains.f.shape
-    both = gains.f.new_empty(N, B, 2 * H if is_full else H, weight_NGE.shape[-1])
-    by_h = both[:, :, :H]
-    of_c = both[:, :, H:] if is_full else torch.empty_like(by_h)
-    torch.mul(gains.by_i, by_i, out=of_c)
-    of_c.addcmul_(gains.by_f, by_f).addcmul_(gains.by_g, by_g)
-    torch.mul(gains.by_o, by_o, out=by_h)
-    by_h.addcmul_(gains.h_by_c, of_c)
-    return both
+    by_i, by_f, by_g, by_o = weight_GE.chunk(4)
+    gain_i, gain_f, gain_g, gain_o = (gain.unsqueeze(-1) for gain in gains[:4])
+    h_by_c, h_by_w, c_by_c, c_by_w = (part.unsqueeze(-1) for part in mix)
+    H, E = by_i.shape
+    both = work.take("blocks", weight_GE, 2 * H, E)
+    by_h, of_c = both[:H], both[H:]
+    torch.mul(gain_i, by_i, out=of_c)
+    of_c.addcmul_(gain_f, by_f).addcmul_(gain_g, by_g)
+    torch.mul(h_by_w * gain_o, by_o, out=by_h)
+    by_h.addcmul_(h_by_c, of_c)
+    if is_full:
+        of_c.mul_(c_by_c).addcmul_(c_by_w * gain_o, by_o)
+        return both
+    return by_h
 
 
-def _add_product(out_NBKE: Tensor, Q_NBKD: Tensor, J_NBED: Tensor) -> None:
-    for n in range(out_NBKE.shape[0]):
-        out_NBKE[n].baddbmm_(Q_NBKD[n], J_NBED[n].mT)
+class _LayerFrame(NamedTuple):
+    """The rows of one layer in the frame Q (K, D), given transposed.
 
+    start: where they stand in the state. places: row of Q that holds each row of the state; None:
+    Q is the frame. e: of the coordinates (ĥ, ĉ) of the frame; None: they are (h, c).
+    """
 
-def _set_product(out_NBKE: Tensor, Q_NBKD: Tensor, J_NBED: Tensor) -> None:
-    for n in range(out_NBKE.shape[0]):
-        out_NBKE[n].baddbmm_(Q_NBKD[n], J_NBED[n].mT, beta=0)
+    Q_KD: Tensor
+    start: int
+    units: int
+    places_D: Tensor | None
+    e: Tensor | None
+    work: Workspace
+
+    def h(self) -> Tensor:
+        h = self._rows(0, "h")
+        return h if self.e is None else h * self.e
+
+    def move(self, out_KE: Tensor, J_EH: Tensor, f_H: Tensor, mix: Mix | None) -> None:
+        """out ← (J h + what f c adds)ᵀ, the latter as `mix` has it; None: c is held fixed.
+
+        J is used up.
+        """
+        H = self.units
+        out_h, out_c = out_KE[:, :H], out_KE[:, H:]
+        if mix is not None:
+            c = self._rows(H, "c")
+            torch.mul(c, mix.h_by_c * f_H, out=out_h)
+            torch.mul(c, mix.c_by_c * f_H, out=out_c)
+            if self.e is not None:
+                # That was ĉ; c = ĉ + ĥ, and ĥ comes through J anyway.
+                J_EH *= self.e
+                J_EH[:H].diagonal().addcmul_(mix.h_by_c, f_H)
+                J_EH[H:].diagonal().addcmul_(mix.c_by_c, f_H)
+        beta = 0 if mix is None else 1
+        if self.places_D is None:
+            out_KE.addmm_(self._rows(0, "h"), J_EH.mT, beta=beta)
+        else:
+            places_H = self.places_D[self.start : self.start + H]
+            add_product(out_KE, self.Q_KD, places_H, J_EH, self.work, beta=beta)
+
+    def _rows(self, offset: int, name: str) -> Tensor:
+        here = slice(self.start + offset, self.start + offset + self.units)
+        if self.places_D is None:
+            return self.Q_KD[:, here]
+        return self.work.columns(name, self.Q_KD, self.places_D[here])
 
 
 @dataclass(frozen=True)
@@ -115,6 +162,7 @@ class LSTMStep:
     before: tuple[tuple[Tensor, Tensor], ...]
     log_det_Uo_N: Tensor | None
     readout: Readout | None = None
+    work: Workspace = field(default_factory=Workspace, compare=False, repr=False)
 
     def __call__(self, Q_NBDK: Tensor) -> Tensor:
         """J Q, (N, B, D, K), for a frame of every sequence."""
@@ -151,40 +199,54 @@ class LSTMStep:
     def _by_blocks(self, Q_NBDK: Tensor) -> Tensor:
         """J Q by way of ∂(h', c')/∂h and ∂(h', c')/∂x of every layer and sequence."""
         Q_NBKD = Q_NBDK.mT
-        N, B = Q_NBKD.shape[:2]
         moved_NBKD = torch.empty_like(Q_NBKD, memory_format=torch.contiguous_format)
-        if moved_NBKD.device.type == "cpu":
-            # One sequence at a time: blocks and frame then stay in the cache.
-            parts = [(slice(n, n + 1), slice(b, b + 1)) for n in range(N) for b in range(B)]
-        else:
-            parts = [(slice(None), slice(None))]
-        for n, b in parts:
-            self._move(Q_NBKD[n, b], moved_NBKD[n, b], n, b)
+        # One sequence at a time: blocks and frame then stay in the cache.
+        for n in range(Q_NBKD.shape[0]):
+            for b in range(Q_NBKD.shape[1]):
+                self.move(n, b, Q_NBKD[n, b], moved_NBKD[n, b])
         return moved_NBKD.mT
 
-    def _move(self, Q_NBKD: Tensor, moved_NBKD: Tensor, n: slice, b: slice) -> None:
-        """Fills `moved_NBKD` for the members and sequences of two slices."""
+    def move(
+        self,
+        member: int,
+        sequence: int,
+        Q_KD: Tensor,
+        out_KD: Tensor,
+        *,
+        order_D: Tensor | None = None,
+        shear: Shear | None = None,
+        may_shear: bool = False,
+    ) -> Shear | None:
+        """Writes J of one frame into `out_KD`, both transposed, leaving out what is 0.
+
+        Without `order_D`, the frame is Q. With it, row i of Q is row order[i] of the frame and 0
+        from column i + 1 on; the frame is in the coordinates `shear`. With `may_shear` the
+        result is in coordinates of its own, which are returned.
+        """
         is_full = self.state == "full"
         H = self.layers[0].U.shape[-1]
         width = 2 * H if is_full else H
-        # A trailing axis: gains weight rows of U (…, H, H).
-        all_gains = [
-            LayerGains(*(gain[n, b].unsqueeze(-1) for gain in gains)) for gains in self.gains
+        all_gains = [LayerGains(*(gain[member, sequence] for gain in g)) for g in self.gains]
+        after = Shear.of([gains.h_by_c for gains in all_gains]) if is_full and may_shear else None
+        places_D = None if order_D is None else order_D.argsort()
+        frames = [
+            _LayerFrame(Q_KD, layer * width, H, places_D, e, self.work)
+            for layer, e in enumerate((None,) * len(self.layers) if shear is None else shear.e)
         ]
+        below: Tensor | None = None
+        if self.readout is not None:
+            below = frames[-1].h() @ self.readout.V[member].mT
         for layer, (weights, gains) in enumerate(zip(self.layers, all_gains, strict=True)):
-            here = slice(layer * width, (layer + 1) * width)
-            out, Q = moved_NBKD[..., here], Q_NBKD[..., here]
-            if is_full:
-                torch.mul(Q[..., H:], gains.f.mT, out=out[..., H:])
-                torch.mul(out[..., H:], gains.h_by_c.mT, out=out[..., :H])
-            by_h = _weighted(weights.U[n], gains, is_full)
-            if is_full:
-                _add_product(out, Q[..., :H], by_h)
-            else:
-                _set_product(out, Q, by_h)
-            if layer:
-                below = moved_NBKD[..., (layer - 1) * width : (layer - 1) * width + H]
-                _add_product(out, below, _weighted(weights.W[n], gains, is_full))
+            out = out_KD[:, layer * width : (layer + 1) * width]
+            mix = (Mix.plain if after is None else Mix.sheared)(gains.h_by_c)
+            by_h = _weighted(weights.U[member], gains, mix, is_full, self.work)
+            frames[layer].move(out, by_h, gains.f, mix if is_full else None)
+            if below is not None:
+                out.addmm_(below, _weighted(weights.W[member], gains, mix, is_full, self.work).mT)
+            below = out[:, :H]
+            if after is not None and layer + 1 < len(self.layers):
+                below = below * after.e[layer]
+        return after
 
     def transposed(self, P_NBDK: Tensor) -> Tensor:
         """Jᵀ P, (N, B, D, K)."""
@@ -275,7 +337,7 @@ class LSTMOrbit(RecurrentOrbit[LSTMStep]):
     ) -> None:
         rows = (2 if state == "full" else 1) * layers[0].U.shape[-1]
         super().__init__(layers, inputs, state=state, tangent_rows=rows, closed=closed)
-        self._layers = layers
+        self._layers, self._work = layers, Workspace()
 
     def _advance(self, states: list[tuple[Tensor, ...]], drive_NBG: Tensor) -> LSTMStep:
         before = tuple((h, c) for h, c in states)
@@ -295,6 +357,7 @@ class LSTMOrbit(RecurrentOrbit[LSTMStep]):
             before,
             self._log_det_output_gates,
             None if self._closed is None else self._closed.readout,
+            self._work,
         )
 
     @cached_property

@@ -12,7 +12,7 @@ Shapes: N members, B sequences, T steps, I inputs, H units, G rows of W and U, K
 D = H·layers (the h of all layers, from the first to the last).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -21,6 +21,7 @@ from torch import Tensor
 from tasks.networks.base import StateConvention
 from tasks.networks.layers import linear
 from tasks.networks.recurrent_orbit import ClosedLoop, Readout, RecurrentOrbit, Weights, fed_back
+from tasks.networks.staircase import Workspace, add_product
 
 
 def shared_product(x_NBKE: Tensor, W_NED: Tensor) -> Tensor:
@@ -44,6 +45,14 @@ class Cell(Weights, Protocol):
         """Writes the δh' of given δh and δx (None: 0) into `out`."""
         ...
 
+    def by_h(self, gains: Any, member: int, sequence: int, out: Tensor) -> Tensor:
+        """∂h'/∂h of one member and sequence, (H, H), written into `out`."""
+        ...
+
+    def by_x(self, gains: Any, member: int, sequence: int) -> Tensor:
+        """∂h'/∂x of one member and sequence, (H, I)."""
+        ...
+
     def pull(self, gains: Any, p: Tensor) -> tuple[Tensor, Tensor]:
         """(∂h'/∂h)ᵀ p, and the adjoint (N, B, K, G) of W x + b."""
         ...
@@ -62,6 +71,7 @@ class HiddenStep:
     drive_NBG: Tensor
     before: tuple[Tensor, ...]
     readout: Readout | None = None
+    work: Workspace = field(default_factory=Workspace, compare=False, repr=False)
 
     def __call__(self, Q_NBDK: Tensor) -> Tensor:
         """J Q, (N, B, D, K), for a frame of every sequence."""
@@ -76,6 +86,40 @@ class HiddenStep:
             cell.push(gains, Q_NBKD[..., here], below, moved_NBKD[..., here])
             below = moved_NBKD[..., here]
         return moved_NBKD.mT
+
+    def move(
+        self,
+        member: int,
+        sequence: int,
+        Q_KD: Tensor,
+        out_KD: Tensor,
+        *,
+        order_D: Tensor | None = None,
+        shear: None = None,
+        may_shear: bool = False,
+    ) -> None:
+        """Writes J of one frame into `out_KD`, both transposed, leaving out what is 0.
+
+        Without `order_D`, the frame is Q. With it, row i of Q is row order[i] of the frame and 0
+        from column i + 1 on. The coordinates are those of the state.
+        """
+        H = self.cells[0].U.shape[-1]
+        places = None if order_D is None else order_D.argsort()
+        below: Tensor | None = None
+        if self.readout is not None:
+            last = Q_KD[:, -H:] if places is None else Q_KD[:, places[-H:]]
+            below = last @ self.readout.V[member].mT
+        for layer, (cell, gains) in enumerate(zip(self.cells, self.gains, strict=True)):
+            here = slice(layer * H, (layer + 1) * H)
+            out = out_KD[:, here]
+            by_h = cell.by_h(gains, member, sequence, self.work.take("by h", Q_KD, H, H))
+            if places is None:
+                torch.mm(Q_KD[:, here], by_h.mT, out=out)
+            else:
+                add_product(out, Q_KD, places[here], by_h, self.work, beta=0)
+            if below is not None:
+                out.addmm_(below, cell.by_x(gains, member, sequence).mT)
+            below = out
 
     def transposed(self, P_NBDK: Tensor) -> Tensor:
         """Jᵀ P, (N, B, D, K)."""
@@ -162,7 +206,7 @@ class HiddenOrbit(RecurrentOrbit[HiddenStep]):
     ) -> None:
         H = cells[0].U.shape[-1]
         super().__init__(cells, inputs, state=state, tangent_rows=H, closed=closed)
-        self._cells = cells
+        self._cells, self._work = cells, Workspace()
 
     def _advance(self, states: list[tuple[Tensor, ...]], drive_NBG: Tensor) -> HiddenStep:
         before = tuple(h for (h,) in states)
@@ -175,4 +219,4 @@ class HiddenOrbit(RecurrentOrbit[HiddenStep]):
             states[layer] = (h,)
             all_gains.append(gains)
         readout = None if self._closed is None else self._closed.readout
-        return HiddenStep(self._cells, tuple(all_gains), drive_NBG, before, readout)
+        return HiddenStep(self._cells, tuple(all_gains), drive_NBG, before, readout, self._work)

@@ -13,12 +13,12 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from tasks.networks.layers import sech2
+from tasks.networks.layers import relu_slope, sech2
 from tasks.networks.recurrent_tangent import shared_product
 
 ACTIVATIONS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
     "tanh": (torch.tanh, sech2),
-    "relu": (torch.relu, lambda a: (a > 0).to(a.dtype)),
+    "relu": (torch.relu, relu_slope),
 }
 """φ and φ′ by name, both of the argument a: those for which PyTorch has a fused RNN."""
 
@@ -44,6 +44,14 @@ class RNNCell:
         if dx is not None:
             da += shared_product(dx, self.W.mT)
         torch.mul(gains.unsqueeze(2), da, out=out)
+
+    def by_h(self, gains: Tensor, member: int, sequence: int, out: Tensor) -> Tensor:
+        """∂h'/∂h of one member and sequence, (H, H), written into `out`."""
+        return torch.mul(gains[member, sequence].unsqueeze(-1), self.U[member], out=out)
+
+    def by_x(self, gains: Tensor, member: int, sequence: int) -> Tensor:
+        """∂h'/∂x of one member and sequence, (H, I)."""
+        return gains[member, sequence].unsqueeze(-1) * self.W[member]
 
     def pull(self, gains: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
         """(∂h'/∂h)ᵀ p, and the adjoint of W x + b."""

@@ -1,10 +1,11 @@
 """Covariant vectors of maps with known answers, their laws, and the index that others got wrong."""
 
-import doctest
 import math
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pipeline.dynamics import clv
 from pipeline.dynamics.clv import covariant_vectors
@@ -144,6 +145,51 @@ def test_laws_hold_for_networks(network_type, layers):
     assert outside.max() < 1e-13
 
 
+@settings(max_examples=12)
+@given(
+    network_type=st.sampled_from([RNN, GRU, LSTM]),
+    units=st.integers(2, 5),
+    layers=st.integers(1, 3),
+    batch=st.integers(1, 3),
+    members=st.integers(1, 3),
+    k=st.integers(1, 4),
+    every=st.integers(1, 4),
+    seed=st.integers(0, 50),
+)
+def test_vectors_are_covariant_whatever_the_shapes(
+    network_type, units, layers, batch, members, k, every, seed
+):
+    """Covariance by the maps' own Jacobians, alone and in company, sequences in any order."""
+    k = min(k, units * layers)
+    population = network(network_type, count=members, units=units, layers=layers, scale=1.2)
+    x = torch.randn((batch, 60, 3), generator=generator_for("clv", seed), dtype=F64)
+    size = units * layers * (2 if network_type is LSTM else 1)
+    frame = torch.randn((size, k), generator=generator_for("frame", seed), dtype=F64)
+    options = {"warmup": 20, "cooldown": 20, "tangents": frame}
+    found = covariant_vectors(population, x, **options)
+    J = torch.stack([step.dense() for step in population.orbit(x).maps()], dim=2)[:, :, 20:40]
+    assert found.covariant.shape == (members, batch, 21, size, k)
+    # What rounding leaves is no direction of its own; those before it are.
+    fine = ~found.at_floor[:, None, None].expand(members, batch, 20, k)
+    moved = J @ found.covariant[:, :, :-1]
+    length = torch.linalg.vector_norm(moved, dim=-2)
+    assert covariance_angle(J, found.covariant)[fine].max() < 1e-4
+    torch.testing.assert_close(found.growth[fine], length.log()[fine], atol=1e-7, rtol=0)
+    thinned = covariant_vectors(population, x, every=every, **options)
+    assert torch.equal(thinned.covariant, found.covariant[:, :, ::every])
+    # The backward vectors come from the past alone: no random coefficients are in them.
+    order = torch.randperm(batch, generator=generator_for("order", seed))
+    shuffled = covariant_vectors(population, x[order], **options)
+    for b, origin in enumerate(order.tolist()):
+        ours, theirs = shuffled.backward[:, b], found.backward[:, origin]
+        overlap = (ours * theirs).sum(-2)[fine[:, b, :1].expand(-1, 21, -1)]
+        torch.testing.assert_close(overlap, torch.ones_like(overlap), atol=1e-6, rtol=0)
+    alone = covariant_vectors(network(network_type, count=1, units=units, layers=layers, scale=1.2),
+                              x, **options)  # fmt: skip
+    first = fine[:1]
+    torch.testing.assert_close(alone.growth[first], found.growth[:1][first], atol=1e-6, rtol=0)
+
+
 def test_growth_along_each_vector_is_its_exponent():
     population, x = network(RNN), sequences(num_steps=1200)
     found = covariant_vectors(population, x, warmup=100, cooldown=100, every=100)
@@ -272,9 +318,3 @@ def test_angles_of_the_henon_map_come_close_to_zero():
     assert between.min() < 1
     assert between.median() > 10
     assert math.isfinite(found.exponents.sum().item())
-
-
-def test_examples():
-    result = doctest.testmod(clv)
-    assert result.attempted > 0
-    assert result.failed == 0

@@ -1,11 +1,12 @@
 """Largest finite-time exponents against the singular values of explicit products."""
 
-import doctest
 import itertools
 import math
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pipeline.dynamics import ftle
 from pipeline.dynamics.ftle import finite_time_exponents, ftle_field, max_ftle
@@ -58,6 +59,53 @@ def test_equals_the_largest_singular_value(inputs, width, activation, method):
         torch.testing.assert_close(overlap, torch.ones_like(overlap), atol=1e-7, rtol=0)
         length = torch.linalg.vector_norm(every.directions[:, layer - 1], dim=-1)
         torch.testing.assert_close(length, torch.ones_like(length), atol=1e-12, rtol=0)
+
+
+@settings(max_examples=25)
+@given(
+    inputs=st.integers(1, 7),
+    width=st.integers(1, 7),
+    depth=st.integers(1, 5),
+    members=st.integers(1, 3),
+    count=st.integers(1, 5),
+    activation=st.sampled_from(["tanh", "relu", "gelu", "silu", "sigmoid", "identity"]),
+    method=st.sampled_from(["product", "sweeps"]),
+    single=st.booleans(),
+    seed=st.integers(0, 50),
+)
+def test_fields_are_those_of_explicit_products(
+    inputs, width, depth, members, count, activation, method, single, seed
+):
+    """Any sizes, members alone or in company, inputs in any order, weights of either precision."""
+    shape = {"inputs": inputs, "width": width, "depth": depth, "activation": activation}
+    dtype = torch.float32 if single else F64
+    network = mlp(members, dtype=dtype, **shape)
+    x = torch.randn((count, inputs), generator=generator_for("field", seed), dtype=F64)
+    found = ftle_field(network, x, method=method)
+    assert found.exponents.dtype == F64
+    for layer, svd in enumerate(explicit(network, x)):
+        sigma = svd.S[..., 0]
+        # Dead layers are exactly −∞ with one and rounding with the other.
+        alive = sigma > 1e-300
+        ours = found.exponents[:, layer]
+        torch.testing.assert_close(ours[alive], sigma[alive].log() / (layer + 1), atol=1e-9, rtol=0)
+        assert torch.isneginf(ours[~alive]).all()
+    order = torch.randperm(count, generator=generator_for("order", seed))
+    shuffled = ftle_field(network, x[order], method=method).exponents
+    torch.testing.assert_close(shuffled, found.exponents[..., order], atol=1e-10, rtol=0)
+    alone = ftle_field(mlp(1, dtype=dtype, **shape), x[:1], layer=depth, method=method).exponents
+    torch.testing.assert_close(alone[0], found.exponents[0, -1, :1], atol=1e-10, rtol=0)
+
+
+def test_sweeps_find_the_largest_of_many_directions():
+    """From 256 directions on they are what "auto" takes."""
+    network, x = mlp(inputs=260, width=260, depth=3), vectors(260, 2)
+    found = ftle_field(network, x, layer=3)
+    *_, svd = explicit(network, x)
+    torch.testing.assert_close(found.exponents, svd.S[..., 0].log() / 3, atol=1e-10, rtol=0)
+    overlap = (found.directions * svd.Vh[..., 0, :]).sum(-1).abs()
+    # σ_1 and σ_2 of so wide a network nearly coincide.
+    assert (overlap > 0.999).all()
 
 
 def test_a_grid_keeps_its_shape():
@@ -268,9 +316,3 @@ def test_inputs_that_do_not_fit_are_refused():
         finite_time_exponents(mlp(), vectors(3), k=4)
     with pytest.raises(ValueError, match="layer must be between 1 and 4, got 0"):
         finite_time_exponents(mlp(), vectors(3), k=1, layer=0)
-
-
-def test_examples():
-    result = doctest.testmod(ftle)
-    assert result.attempted > 0
-    assert result.failed == 0

@@ -4,6 +4,8 @@ import math
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch.func import jacrev
 
 from pipeline.dynamics.ftle import input_ftle
@@ -58,6 +60,34 @@ def test_equals_autograd(network_type, layers):
         torch.testing.assert_close(found[:, b], expected, atol=1e-11, rtol=0)
     single = input_ftle(network, x, dtype=torch.float32)
     torch.testing.assert_close(single, found, atol=1e-4, rtol=0)
+
+
+@settings(max_examples=12)
+@given(
+    network_type=st.sampled_from([RNN, GRU, LSTM]),
+    units=st.integers(1, 5),
+    layers=st.integers(1, 3),
+    batch=st.integers(1, 3),
+    steps=st.integers(1, 9),
+    members=st.integers(1, 3),
+    single=st.booleans(),
+    seed=st.integers(0, 50),
+)
+def test_equals_autograd_whatever_the_shapes(
+    network_type, units, layers, batch, steps, members, single, seed
+):
+    """Alone and in company, in any order, in both precisions."""
+    network = population(network_type, layers=layers, count=members, units=units)
+    x = torch.randn((batch, steps, 3), generator=generator_for("shapes", seed), dtype=F64)
+    found = input_ftle(network, x, dtype=torch.float32 if single else F64)
+    J = jacrev(lambda x: attached(network, x.transpose(0, 1))[1])(x).detach()
+    expected = torch.stack(
+        [torch.linalg.svdvals(J[:, b, :, b].movedim(2, 1))[..., 0].log() for b in range(batch)], 1
+    )
+    tolerance = {"atol": 1e-3 if single else 1e-9, "rtol": 0}
+    torch.testing.assert_close(found, expected, **tolerance)
+    alone = input_ftle(population(network_type, layers=layers, count=1, units=units), x.flip(0))
+    torch.testing.assert_close(alone[0], found[0].flip(0), **tolerance)
 
 
 def test_the_reference_is_the_network():

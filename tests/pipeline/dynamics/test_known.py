@@ -221,9 +221,14 @@ def test_synchronised_coupled_maps_have_exact_gaps():
 
 
 def test_exponents_lie_between_the_extreme_singular_values():
+    """At every step, and so on average."""
     J, _ = explicit(12, 2.0, 400)
-    spectrum = lyapunov_spectrum(J, warmup=0)
-    sigma = torch.linalg.svdvals(J).log().mean(0)
+    spectrum = lyapunov_spectrum(J, warmup=0, t_on=1)
+    each = torch.linalg.svdvals(J).log()
+    assert (spectrum.block_steps == 1).all()
+    assert (spectrum.block_logs[0].amax(0) <= each[:, 0] + 1e-12).all()
+    assert (spectrum.block_logs[0].amin(0) >= each[:, -1] - 1e-12).all()
+    sigma = each.mean(0)
     rows, columns = J.abs().sum(-1).amax(-1), J.abs().sum(-2).amax(-1)
     holder = (0.5 * (rows * columns).log()).mean()
     slack = 1e-12
@@ -232,18 +237,29 @@ def test_exponents_lie_between_the_extreme_singular_values():
     assert sigma[0] <= holder + slack
 
 
-def test_largest_random_product():
-    """Newman 1986 at N = 64, where frames in between are triangular."""
-    N, T = 64, 600
-    J = torch.randn(T, N, N, generator=generator_for("newman 64"), dtype=F64) / 8
+NEWMAN = {
+    4: [-0.1351814227, -0.3283286033, -0.6351814227, -1.3283286033],
+    8: [-0.0650883463, -1.6749021936],
+    64: [-0.0078531861, -2.7146229644],
+}
+
+
+@pytest.mark.parametrize(("N", "T"), [(4, 4000), (8, 4000), (64, 600)])
+def test_random_products(N, T):
+    """Newman 1986: independent R_ii² ~ σ²χ², unbiased at any T; at 64, triangular frames."""
+    generator = generator_for("newman", N)
+    J = torch.randn(T, N, N, generator=generator, dtype=F64) / math.sqrt(N)
     spectrum = lyapunov_spectrum(J, warmup=0)
-    assert spectrum.method == "lu"
-    expected = known.newman(N, 1 / 8)
-    assert expected[[0, -1]] == pytest.approx([-0.0078531861, -2.7146229644], abs=1e-9)
+    assert spectrum.method == ("lu" if N == 64 else "householder")
+    expected = known.newman(N, 1 / math.sqrt(N))
+    listed = expected if N == 4 else expected[[0, -1]]
+    assert listed == pytest.approx(NEWMAN[N], abs=1e-9)
     half = (N - np.arange(N)) / 2
     z = (spectrum.exponents.numpy() - expected) / (0.5 * np.sqrt(polygamma(1, half) / T))
-    assert np.abs(z).max() < 4
-    assert 0.8 < z.std() < 1.2
+    # Of 64 normal numbers, the largest is above 3.9 once in 200 times.
+    assert np.abs(z).max() < 3.9
+    if N == 64:
+        assert 0.8 < z.std() < 1.2
 
 
 # Mean field
@@ -290,73 +306,78 @@ def test_continuous_network_by_euler_steps():
 # Flows
 
 
-def flow_spectrum(flow, dt, steps, *, members=1, sequences=8, seed=3):
+def flow_spectrum(flow, dt, steps, *, members=1, sequences=8, seed=3, **options):
     orbit = known.FlowOrbit(
         flow, members=members, sequences=sequences, steps=steps, dt=dt, seed=seed
     )
-    spectrum = lyapunov_spectrum(orbit)
-    return spectrum.exponents / dt, spectrum.standard_error / dt
+    spectrum = lyapunov_spectrum(orbit, **options)
+    return spectrum.exponents / dt, spectrum.standard_error / dt, spectrum.kaplan_yorke
 
 
 def test_flows_within_their_own_errors():
-    for flow, truth, dt, steps in (
-        (known.lorenz63(), known.LORENZ63, 0.01, 2500),
-        (known.lorenz96(), known.LORENZ96, 0.02, 1500),
+    for flow, truth, dt, steps, dimension in (
+        (known.lorenz63(), known.LORENZ63, 0.01, 2500, 2.06215),
+        (known.lorenz96(), known.LORENZ96, 0.02, 1500, 6.50),
     ):
-        exponents, error = flow_spectrum(flow, dt, steps, sequences=16)
+        exponents, error, kaplan_yorke = flow_spectrum(flow, dt, steps, sequences=16)
         difference = (exponents[0] - torch.tensor(truth, dtype=F64)).abs()
         assert (difference < 4 * error[0] + 1e-2).all(), (difference, error)
         assert exponents.sum().item() == pytest.approx(sum(truth), abs=0.02)
+        # The error of the positive exponents over the size of the first that does not fit.
+        assert kaplan_yorke.item() == pytest.approx(dimension, abs=0.08)
 
 
-def covered(flow, truth, dt, steps, sequences, runs, seed):
-    exponents, error = flow_spectrum(flow, dt, steps, members=runs, sequences=sequences, seed=seed)
+def covered(flow, truth, dt, steps, sequences, runs, seed, **options):
+    exponents, error, _ = flow_spectrum(
+        flow, dt, steps, members=runs, sequences=sequences, seed=seed, **options
+    )
     inside = (exponents - torch.tensor(truth, dtype=F64)).abs() < 1.96 * error
     return inside.double().mean(0)
 
 
 def test_intervals_cover_the_truth_in_a_few_runs():
-    """Forty runs: three errors of a share of 0.95 are 0.1."""
-    share = covered(known.lorenz96(), known.LORENZ96, 0.02, 1200, 2, 40, 4)
-    assert share.mean() > 0.88
-    assert share.min() > 0.8
+    """A coarse look; two hundred runs are slow, and `test_uncertainty` has thousands of sums that
+    hardly diffuse. Three errors of a share of 0.95 in sixty runs are 0.085."""
+    share = covered(known.lorenz63(), known.LORENZ63, 0.02, 3000, 4, 60, 4)
+    assert share.min() >= 0.86, share
+    assert share.mean() <= 0.97, share
 
 
 @pytest.mark.slow
 def test_intervals_cover_the_truth_of_lorenz_63():
+    """Runs of 96 units of time, about 130 turns."""
     share = covered(known.lorenz63(), known.LORENZ63, 0.02, 6000, 4, 200, 1)
-    for index in (0, 2):
-        assert 0.90 <= share[index] <= 0.985, share
-    # The exponent of the flow's own direction is exactly 0: its sum does not even diffuse.
-    assert share[1] >= 0.90
+    assert ((share >= 0.90) & (share <= 0.98)).all(), share
 
 
 @pytest.mark.slow
 def test_intervals_cover_the_truth_of_lorenz_96():
-    share = covered(known.lorenz96(), known.LORENZ96, 0.02, 2500, 4, 200, 1)
-    is_zero = torch.tensor([abs(value) < 0.01 for value in known.LORENZ96])
-    assert (share >= 0.90).all(), share
-    # 200 runs tell a share to ±0.01.
-    assert (share[~is_zero] <= 0.99).all(), share
-    assert 0.90 <= share.mean() <= 0.98
+    """Runs of 12 units of time, after 30 in which the frame relaxes: the third exponent is only
+    0.09 above the fourth, and they trade places over hundreds of units."""
+    flow, truth = known.lorenz96(), known.LORENZ96
+    share = covered(flow, truth, 0.02, 2100, 8, 200, 1, warmup=1500)
+    assert ((share >= 0.90) & (share <= 0.98)).all(), share
 
 
 @pytest.mark.slow
 def test_rossler():
-    """Σ = a − c + ⟨x⟩ along the same orbit; the published values of the leading two."""
-    dt, steps = 0.01, 6000
+    """Σ = a − c + ⟨x⟩ along the same orbit; the published values of all three."""
+    dt, steps = 0.02, 20_000
     orbit = known.FlowOrbit(
         known.rossler(), members=1, sequences=20, steps=steps, dt=dt, seed=3, transient=8000
     )
-    exponents = lyapunov_spectrum(orbit, warmup=0).exponents[0] / dt
+    spectrum = lyapunov_spectrum(orbit, warmup=0)
+    exponents, error = spectrum.exponents[0] / dt, spectrum.standard_error[0] / dt
     x, mean = orbit.start, 0.0
     for _ in range(steps):
         mean += x[..., 0, 0].mean().item() / steps
         x, _ = orbit.flow.step(x, dt)
-    # ⟨x⟩ by the rectangle rule, good to dt.
-    assert exponents.sum().item() == pytest.approx(0.2 - 5.7 + mean, abs=0.02)
-    assert exponents[0].item() == pytest.approx(0.0719, abs=0.025)
-    assert exponents[1].item() == pytest.approx(0.0, abs=0.02)
+    # ⟨x⟩ by the rectangle rule, good to its ends: dt · x / T.
+    assert exponents.sum().item() == pytest.approx(0.2 - 5.7 + mean, abs=2e-3)
+    published = torch.tensor(known.ROSSLER, dtype=F64)
+    # The frame starts at random, which leaves O(1/T), and the published first is ±0.0003.
+    assert ((exponents - published).abs() < 3 * error + 2e-3).all(), (exponents, error)
+    assert (error < torch.tensor([0.005, 0.002, 0.02], dtype=F64)).all(), error
 
 
 # The law of T_ON

@@ -1,12 +1,12 @@
 """Local exponents against the sums that the spectrum reports, and against explicit QRs."""
 
-import doctest
 import math
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from pipeline.dynamics import local
 from pipeline.dynamics.local import local_exponents
 from pipeline.dynamics.spectrum import lyapunov_spectrum
 from tasks.base import generator_for
@@ -45,6 +45,49 @@ def test_mean_over_time_is_the_finite_time_spectrum(network_type, state):
         torch.testing.assert_close(
             found.exponents.mean(2), spectrum.per_sequence, atol=1e-12, rtol=0
         )
+
+
+@settings(max_examples=12)
+@given(
+    network_type=st.sampled_from([RNN, GRU, LSTM]),
+    units=st.integers(1, 5),
+    layers=st.integers(1, 3),
+    batch=st.integers(1, 3),
+    members=st.integers(1, 3),
+    warmup=st.integers(0, 5),
+    k=st.integers(1, 4),
+    t_on=st.sampled_from([1, 2, "auto"]),
+    single=st.booleans(),
+    seed=st.integers(0, 50),
+)
+def test_they_add_up_whatever_the_shapes(
+    network_type, units, layers, batch, members, warmup, k, t_on, single, seed
+):
+    """Sums are those of the spectrum; members alone, other orders and fewer k change nothing."""
+    network = population(network_type, members, units=units, layers=layers)
+    x = torch.randn((batch, 20, 3), generator=generator_for("local", seed), dtype=F64)
+    size = units * layers * (2 if network_type is LSTM else 1)
+    k = min(k, size)
+    frame = torch.randn((size, size), generator=generator_for("frame", seed), dtype=F64)
+    options = {"warmup": warmup, "dtype": torch.float32 if single else F64}
+    # Just above the floor of 100 ε, an R_ii has two digits left.
+    tolerance = {"atol": 2e-2 if single else 1e-7, "rtol": 0}
+    found = local_exponents(network, x, tangents=frame, **options)
+    assert found.exponents.shape == (members, batch, 20 - warmup, size)
+    spectrum = lyapunov_spectrum(network, x, tangents=frame, t_on=t_on, **options)
+    # At a floor numbers are rounding noise.
+    fine = ~(found.at_floor.any((1, 2)) | spectrum.at_floor)
+    mean = found.exponents.mean(2)
+    each = fine.unsqueeze(1).expand_as(mean)
+    torch.testing.assert_close(mean[each], spectrum.per_sequence[each], **tolerance)
+    order = torch.randperm(batch, generator=generator_for("order", seed))
+    shuffled = local_exponents(network, x[order], tangents=frame, **options).exponents.mean(2)
+    torch.testing.assert_close(shuffled[each], mean[:, order][each], **tolerance)
+    few = local_exponents(network, x, tangents=frame[:, :k], **options).exponents.mean(2)
+    torch.testing.assert_close(few[each[..., :k]], mean[..., :k][each[..., :k]], **tolerance)
+    single_member = population(network_type, 1, units=units, layers=layers)
+    alone = local_exponents(single_member, x, tangents=frame, **options).exponents.mean(2)
+    torch.testing.assert_close(alone[each[:1]], mean[:1][each[:1]], **tolerance)
 
 
 def test_every_value_is_the_r_of_its_own_step():
@@ -129,9 +172,3 @@ def test_float32_differs_by_rounding():
 def test_settings_that_do_not_fit_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         local_exponents(population(RNN), sequences(), **settings)
-
-
-def test_examples():
-    result = doctest.testmod(local)
-    assert result.attempted > 0
-    assert result.failed == 0

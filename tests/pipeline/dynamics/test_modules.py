@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 from torch.func import jacrev
+from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.dynamics import modules
 from pipeline.dynamics.modules import ModuleOrbit
@@ -88,6 +89,19 @@ def test_tangents_are_those_of_the_module(kind, settings, layers, bias, monkeypa
         state = step_by_torch(made, x[:, t], state)
 
 
+@pytest.mark.parametrize("layers", [1, 2, 3])
+@pytest.mark.parametrize(("kind", "parts"), [(nn.RNN, 1), (nn.GRU, 1), (nn.LSTM, 2)])
+def test_the_state_is_that_of_all_layers_and_no_more(kind, parts, layers):
+    """ENGINE §1, item 3: two layers of an RNN are neither one of them nor the (h, c) of an LSTM."""
+    made, x = module(kind, layers), inputs(2, 30)
+    full = lyapunov_spectrum(made, x)
+    hidden = lyapunov_spectrum(made, x, state="hidden")
+    assert full.exponents.shape == (4 * layers * parts,)
+    assert hidden.exponents.shape == (4 * layers,)
+    if parts == 1:
+        assert torch.equal(full.exponents, hidden.exponents)
+
+
 @pytest.mark.parametrize("layers", [1, 2])
 def test_the_hidden_state_of_an_lstm_holds_its_cells(layers):
     made, x = module(nn.LSTM, layers), inputs()
@@ -129,6 +143,31 @@ def test_our_lstm_and_that_of_torch_have_one_spectrum(state, k):
     assert b.self_check_passed
     names = {"autodiff"} if k else {"autodiff", "log_det"}
     assert names <= set(b.self_check)
+
+
+@pytest.mark.parametrize("kind", [nn.RNN, nn.GRU, nn.LSTM])
+def test_saturated_units_keep_their_tiny_derivative(kind):
+    """ENGINE §1, item 11: 1 − tanh² is exactly 0 from |x| = 19 on, sech² is not."""
+    made = module(kind)
+    with torch.no_grad():
+        made.weight_ih_l0.fill_(10.0)
+    *_, J = ModuleOrbit(made, torch.ones(1, 2, 3), state="full", dtype=F64).maps()
+    by_h = J.dense()[0, 0, :, :4]
+    assert torch.isfinite(by_h).all()
+    assert (by_h != 0).all()
+
+
+@pytest.mark.parametrize(("kind", "gates"), [(nn.RNN, 1), (nn.GRU, 3), (nn.LSTM, 4)])
+def test_a_step_costs_its_products_and_nothing_more(kind, gates):
+    """ENGINE §1, item 10: gains are no diagonal matrices, whose products would cost H² each."""
+    H, B, k = 16, 3, 5
+    orbit = ModuleOrbit(kind(2, H, 2), torch.zeros(B, 1, 2), state="full", dtype=F64)
+    J = next(orbit.maps())
+    Q = torch.ones(1, B, orbit.tangent_size, k, dtype=F64)
+    with FlopCounterMode(display=False) as counter:
+        J(Q)
+    # U of both layers and W of the second.
+    assert counter.get_total_flops() <= 2 * 3 * gates * H * H * B * k
 
 
 def test_layout_and_mode_of_a_module_make_no_difference():

@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from pipeline.dynamics import orthonormal
 from pipeline.dynamics.orthonormal import (
     cholesky_qr,
+    eliminate,
     factorise,
+    inverse,
     log_gauge,
     orthonormalise,
     pick,
@@ -93,6 +95,37 @@ def test_triangular_frames_are_well_conditioned():
     Q = triangularise(frames(128, 128)).frame
     assert Q.abs().max() == 1
     assert torch.linalg.cond(Q).max() < 1e4
+
+
+@pytest.mark.parametrize(("rows", "k"), [(5, 5), (150, 130), (64, 64), (200, 65)])
+def test_elimination_in_place_leaves_the_frame_and_its_order(rows, k):
+    V = frames(rows, k)[0, 0]
+    L_KD = V.mT.contiguous()
+    found = eliminate(L_KD)
+    assert torch.equal(L_KD, L_KD.triu())
+    assert (L_KD.diagonal() == 1).all()
+    assert found.order.sort().values.tolist() == list(range(rows))
+    F = L_KD.mT[inverse(found.order)]
+    R = torch.linalg.lstsq(F, V).solution
+    torch.testing.assert_close(F @ R, V, atol=1e-11, rtol=0)
+    torch.testing.assert_close(R, R.triu(), atol=1e-10, rtol=0)
+    size = torch.linalg.vector_norm(R, dim=0)
+    torch.testing.assert_close(found.logs, R.diagonal().abs().log(), atol=1e-9, rtol=0)
+    torch.testing.assert_close(found.depth, (R.diagonal().abs() / size).log(), atol=1e-9, rtol=0)
+    ends = (inverse(found.order) + 1).clamp(max=k)
+    known = log_gauge(F[None, None])
+    stairs = log_gauge(F[None, None], ends[None, None])
+    torch.testing.assert_close(stairs, known, atol=1e-11, rtol=0)
+
+
+def test_gauges_of_badly_conditioned_stairs_go_through_qr():
+    """All multipliers −1: the columns of L lean on each other as 2^−K."""
+    K = 50
+    L = (torch.eye(K, dtype=F64) - torch.ones(K, K, dtype=F64).tril(-1))[None, None]
+    ends = torch.arange(1, K + 1)[None, None]
+    known = torch.linalg.qr(L).R.diagonal(dim1=-2, dim2=-1).abs().log()
+    assert known.min() < -25
+    torch.testing.assert_close(log_gauge(L, ends), known, atol=1e-10, rtol=0)
 
 
 @pytest.mark.parametrize("k", [3, 8])

@@ -1,15 +1,17 @@
 """Spectra against systems with known answers, laws, and the mistakes others made."""
 
 import doctest
+import importlib
+import inspect
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from scipy.special import polygamma, psi
 
-from pipeline.dynamics import derived, orthonormal, propagate, uncertainty
-from pipeline.dynamics import spectrum as spectrum_module
+from pipeline.dynamics import propagate
 from pipeline.dynamics.propagate import carry, orthonormalise
 from pipeline.dynamics.spectrum import lyapunov_spectrum
 from tasks.base import UnsuitableError, generator_for
@@ -441,8 +443,36 @@ def test_inputs_and_maps_that_do_not_fit_are_refused():
         lyapunov_spectrum(tall, warmup=0, steps=2)
 
 
-@pytest.mark.parametrize("module", [spectrum_module, propagate, orthonormal, derived, uncertainty])
-def test_the_examples_in_the_docstrings_run(module):
-    result = doctest.testmod(module)
-    assert result.attempted > 0
+DYNAMICS = Path(propagate.__file__).parent
+WITHOUT_EXAMPLES = {"__init__", "arithmetic", "prepared", "selfcheck", "sources", "sweeps"}
+"""What serves the measurements alone; their examples run through it."""
+
+
+def module_named(name):
+    return importlib.import_module(f"pipeline.dynamics.{name}")
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in DYNAMICS.glob("*.py")))
+def test_the_examples_in_the_docstrings_run(name):
+    result = doctest.testmod(module_named(name))
     assert result.failed == 0
+    assert (result.attempted > 0) is (name not in WITHOUT_EXAMPLES)
+
+
+def public_functions(name):
+    module = module_named(name)
+    return [
+        function
+        for word, function in vars(module).items()
+        if inspect.isfunction(function)
+        and not word.startswith("_")
+        and function.__module__ == module.__name__
+    ]
+
+
+@pytest.mark.parametrize(
+    "name", ["spectrum", "ftle", "clv", "local", "meanfield", "geometry", "structure", "derived"]
+)
+def test_every_measurement_has_an_example(name):
+    lacking = [f.__name__ for f in public_functions(name) if ">>>" not in (f.__doc__ or "")]
+    assert not lacking
