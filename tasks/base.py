@@ -150,6 +150,10 @@ class Task(ABC):
     def per_example(self, outputs_N: Tensor, targets: Tensor) -> dict[str, Tensor]:
         """Per-prediction quantities, each (N, M), M predictions; "loss" is one of them."""
 
+    def losses(self, outputs_N: Tensor, targets: Tensor) -> Tensor:
+        """The "loss" of `per_example` alone, (N, M): what training needs at every update."""
+        return self.per_example(outputs_N, targets)["loss"]
+
     def summarise(self, means: dict[str, Tensor]) -> dict[str, Tensor]:
         """Scores, each (N,), from the means of `per_example` over a split; has `score_name`."""
         return means

@@ -20,10 +20,10 @@ from typing import Annotated
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from tasks import base, datasets
 from tasks.base import Batch, Bounds, MissingDataError, Split, UnsuitableError
+from tasks.cross_entropy import cross_entropy
 
 TEXTS = ("pydoc", "war_and_peace")
 
@@ -99,13 +99,7 @@ class CharText(base.Task):
 
     def per_example(self, outputs_N: Tensor, targets: Tensor) -> dict[str, Tensor]:
         """Cross-entropy of outputs (N, B, T, O) with targets (B, T), in nats: (N, B T)."""
-        num_members = outputs_N.shape[0]
-        loss = functional.cross_entropy(
-            outputs_N.flatten(0, -2),
-            targets.expand(num_members, *targets.shape).flatten(),
-            reduction="none",
-        )
-        return {"loss": loss.view(num_members, -1)}
+        return {"loss": cross_entropy(outputs_N, targets).flatten(1)}
 
     def summarise(self, means: dict[str, Tensor]) -> dict[str, Tensor]:
         """Adds `bits_per_character` and `perplexity` (per character; inf where exp overflows)."""

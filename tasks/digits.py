@@ -14,10 +14,10 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from tasks import base, datasets
 from tasks.base import Batch, Bounds, Split, UnsuitableError, generator_for
+from tasks.cross_entropy import accuracy, cross_entropy
 from tasks.datasets import CorruptDataError
 from tasks.examples import Examples
 
@@ -97,12 +97,12 @@ class Digits(base.Task):
 
     def per_example(self, outputs_N: Tensor, targets: Tensor) -> dict[str, Tensor]:
         """Loss, and accuracy (0 or 1), of outputs (N, B, 10): (N, B). NaN gives NaN in both."""
-        num_members = outputs_N.shape[0]
-        loss = functional.cross_entropy(
-            outputs_N.flatten(0, 1), targets.expand(num_members, -1).flatten(), reduction="none"
-        ).view(num_members, -1)
-        right = (outputs_N.argmax(-1) == targets).to(loss.dtype)
-        return {"loss": loss, "accuracy": right.where(~loss.isnan(), torch.nan)}
+        loss = self.losses(outputs_N, targets)
+        return {"loss": loss, "accuracy": accuracy(outputs_N, targets, loss)}
+
+    def losses(self, outputs_N: Tensor, targets: Tensor) -> Tensor:
+        """Cross-entropy of outputs (N, B, 10): (N, B)."""
+        return cross_entropy(outputs_N, targets)
 
     def probe_inputs(self, count: int, steps: int | None, generator: torch.Generator) -> Batch:
         """`count` different validation images; `steps` has no meaning here."""

@@ -16,10 +16,10 @@ from typing import Annotated, Literal
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from tasks import base
 from tasks.base import Batch, Bounds, Split, UnsuitableError, generator_for
+from tasks.cross_entropy import accuracy, cross_entropy
 from tasks.examples import Examples
 
 Shape = Literal["circle", "spiral", "donut", "squares"]
@@ -96,18 +96,17 @@ class Planar(base.Task):
 
     def per_example(self, outputs_N: Tensor, targets: Tensor) -> dict[str, Tensor]:
         """Loss, and accuracy (0 or 1), of outputs (N, B, O): (N, B). NaN gives NaN in both."""
-        if self.config.loss == "mse":
-            loss = (outputs_N.tanh() - targets).square().squeeze(-1)
-            right = ((outputs_N > 0) == (targets > 0)).squeeze(-1)
-        else:
-            num_members = outputs_N.shape[0]
-            loss = functional.cross_entropy(
-                outputs_N.flatten(0, 1),
-                targets.expand(num_members, -1).flatten(),
-                reduction="none",
-            ).view(num_members, -1)
-            right = outputs_N.argmax(-1) == targets
+        loss = self.losses(outputs_N, targets)
+        if self.config.loss == "cross_entropy":
+            return {"loss": loss, "accuracy": accuracy(outputs_N, targets, loss)}
+        right = ((outputs_N > 0) == (targets > 0)).squeeze(-1)
         return {"loss": loss, "accuracy": right.to(loss.dtype).where(~loss.isnan(), torch.nan)}
+
+    def losses(self, outputs_N: Tensor, targets: Tensor) -> Tensor:
+        """Loss of outputs (N, B, O): (N, B)."""
+        if self.config.loss == "cross_entropy":
+            return cross_entropy(outputs_N, targets)
+        return (outputs_N.tanh() - targets).square().squeeze(-1)
 
     def probe_inputs(self, count: int, steps: int | None, generator: torch.Generator) -> Batch:
         """`count` different validation points; `steps` has no meaning here."""

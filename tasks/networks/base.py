@@ -3,17 +3,19 @@
 Every parameter leads with the member axis N. A single network is a population of one. Members
 never mix: no operation reduces over N, so that what happens to one leaves the others' bits alone.
 
-Shapes: N members, B sequences or examples, T steps, I inputs, O outputs, D state, K tangents.
+Shapes: N members, B sequences or examples, T steps, I inputs, O outputs, D state, K tangents,
+P parameters of one member.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from tasks.base import Config, InputKind
+from tasks.networks.dropout import DropoutStreams
 
 StateConvention = Literal["full", "hidden"]
 
@@ -58,6 +60,8 @@ class Network(nn.Module, ABC):
         generators: one CPU generator a member; it alone decides that member's start weights.
             Weights are drawn in float64 and then cast, so both precisions start alike.
 
+    Parameters and registered buffers all lead with the member axis; `select` relies on it.
+
     Raises UnsuitableError where `input_kind` is not among `accepts`.
     """
 
@@ -87,12 +91,12 @@ class Network(nn.Module, ABC):
         inputs: Tensor,
         state: Any = None,
         *,
-        dropout: Sequence[torch.Generator] | None = None,
+        dropout: DropoutStreams | None = None,
     ) -> tuple[Tensor, Any]:
         """Outputs (N, B, T, O) or (N, B, O), and the state to carry into the next batch.
 
-        `inputs` have no member axis: all members see the same. `dropout` holds one generator
-        a member in training; None switches dropout off (evaluation and measurement).
+        `inputs` have no member axis: all members see the same. `dropout` holds one stream of
+        random bits a member in training; None switches dropout off (evaluation and measurement).
         The returned state is detached from the graph; it is None where nothing is carried.
         """
 
@@ -109,3 +113,45 @@ class Network(nn.Module, ABC):
         Recurrent networks: one map a time step, from the zero state. Feed-forward networks:
         one map a hidden layer, the output layer excluded.
         """
+
+    def gradient(
+        self,
+        losses: Callable[[Tensor], Tensor],
+        inputs: Tensor,
+        state: Any = None,
+        *,
+        dropout: DropoutStreams | None = None,
+    ) -> tuple[Tensor, Any, Tensor]:
+        """Losses (N,), the state to carry on, and the gradient (N, P) of each member's loss.
+
+        `losses` turns outputs into one loss a member. The gradient is ordered as `parameters()`
+        and may lie in memory that the next call writes to.
+        """
+        outputs, after = self(inputs, state, dropout=dropout)
+        loss_N = losses(outputs)
+        parts = torch.autograd.grad(loss_N.sum(), list(self.parameters()))
+        return loss_N.detach(), after, torch.cat([part.flatten(1) for part in parts], dim=1)
+
+    def pack(self) -> Tensor:
+        """All weights as one (N, P) tensor, of which the parameters become views.
+
+        An optimiser then moves a population in a handful of operations, whatever its depth.
+        """
+        parameters = list(self.parameters())
+        with torch.no_grad():
+            packed_NP = torch.cat([p.flatten(1) for p in parameters], dim=1)
+        parts = torch.split(packed_NP, [p[0].numel() for p in parameters], dim=1)
+        for parameter, part in zip(parameters, parts, strict=True):
+            parameter.data = part.view(parameter.shape)
+        return packed_NP
+
+    def select(self, members: Sequence[int]) -> None:
+        """Keeps these members, in this order. `pack` again to have their weights as one."""
+        rows = list(members)
+        for parameter in self.parameters():
+            parameter.data = parameter.data[rows]
+            parameter.grad = None
+        for module in self.modules():
+            for name, buffer in module.named_buffers(recurse=False):
+                setattr(module, name, buffer[rows])
+        self.num_members = len(rows)

@@ -7,7 +7,7 @@ their sum; b_hn alone is apart, being inside the reset.
 Shapes: N members, B sequences, T steps, I inputs, H units, O outputs.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,12 +16,12 @@ from torch import Tensor
 
 from tasks.networks.base import Network, StateConvention
 from tasks.networks.gru_tangent import GRUCell
+from tasks.networks.gru_walk import GRUWalk
 from tasks.networks.layers import draw_bias
-from tasks.networks.recurrent import Parts, Recurrent, RecurrentConfig
+from tasks.networks.recurrent import Recurrent, RecurrentConfig
 from tasks.networks.recurrent_orbit import ClosedLoop
 from tasks.networks.recurrent_tangent import HiddenOrbit
-
-_kernel: Callable[..., tuple[Tensor, Tensor]] = torch._VF.gru
+from tasks.networks.recurrent_way import Parts, Place
 
 
 class GRU(Recurrent, Network):
@@ -33,6 +33,7 @@ class GRU(Recurrent, Network):
 
     num_gates = 3
     num_parts = 1
+    walk = GRUWalk
 
     def _orbit(
         self,
@@ -50,12 +51,6 @@ class GRU(Recurrent, Network):
 
     def _reset_bias(self, layer: int) -> Tensor | None:
         return getattr(self, f"bias_reset_{layer}", None)
-
-    def _biases(self, layer: int) -> tuple[Tensor, ...]:
-        b, b_hn = self._layer(layer)[2], self._reset_bias(layer)
-        if b is None or b_hn is None:
-            return ()
-        return b, torch.cat([torch.zeros_like(b[:, : 2 * self.units]), b_hn], dim=-1)
 
     def _draw_biases(
         self, config: Any, layer: int, scale: float, generator: torch.Generator
@@ -79,8 +74,21 @@ class GRU(Recurrent, Network):
 
         return advance
 
-    def _fused(
-        self, x_TBI: Tensor, parts_BH: Parts, weights: list[Tensor], options: tuple[Any, ...]
-    ) -> tuple[Tensor, Parts]:
-        y_TBH, h = _kernel(x_TBI, parts_BH[0], weights, *options)
-        return y_TBH, (h,)
+    def _num_rows(self) -> int:
+        # r, z, W_n x + b_n and U_n h + b_hn: the reset stands between the last two.
+        return 4 * self.units
+
+    def _blocks(self) -> Sequence[tuple[slice, slice]]:
+        return ((slice(2 * self.units), slice(2 * self.units)),)
+
+    def _places(self, layer: int) -> list[Place]:
+        H = self.units
+        n, outside, inside = slice(2 * H, 3 * H), slice(2 * H, 3 * H), slice(3 * H, None)
+        h, x, one = slice(H), slice(H, -1), slice(-1, None)
+        return [
+            *super()._places(layer),
+            (f"weight_in_{layer}", n, outside, x),
+            (f"bias_{layer}", n, outside, one),
+            (f"weight_rec_{layer}", n, inside, h),
+            (f"bias_reset_{layer}", slice(None), inside, one),
+        ]

@@ -1,4 +1,4 @@
-"""Pieces that the networks share, each with a leading member axis: start weights, linear, dropout.
+"""Pieces that the networks share, each with a leading member axis: start weights, linear.
 
 No operation reduces over members, and member n draws from its own generator alone, so that a
 member's numbers do not depend on its company.
@@ -113,27 +113,6 @@ def sech2(x: Tensor) -> Tensor:
     return torch.cosh(x).reciprocal().square()
 
 
-def dropout_mask(
-    shape: Sequence[int], rate: float, generator: torch.Generator, like: Tensor
-) -> Tensor | None:
-    """A member's mask of inverted dropout, 0 or 1/(1 − rate); None, and no draw, at rate 0.
-
-    Drawn in float32 whatever the precision of `like`, so that float32 and float64 runs drop
-    the same units.
-    """
-    if rate == 0:
-        return None
-    u = torch.rand(tuple(shape), generator=generator, device=generator.device)
-    return (u >= rate).to(device=like.device, dtype=like.dtype).mul_(1 / (1 - rate))
-
-
-def dropout(x_NBI: Tensor, rates: Sequence[float], generators: Sequence[torch.Generator]) -> Tensor:
-    """Inverted dropout with one rate and one generator a member."""
-    masks = [
-        dropout_mask(x_NBI.shape[1:], rate, generator, x_NBI)
-        for rate, generator in zip(rates, generators, strict=True)
-    ]
-    if all(mask is None for mask in masks):
-        return x_NBI
-    whole = x_NBI.new_ones(()).expand(x_NBI.shape[1:])
-    return x_NBI * torch.stack([whole if mask is None else mask for mask in masks])
+def relu_slope(x: Tensor) -> Tensor:
+    """1 where x > 0, 0 elsewhere, and NaN for NaN, which a comparison would call a dead unit."""
+    return torch.where(x.isnan(), x, (x > 0).to(x.dtype))

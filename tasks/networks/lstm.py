@@ -17,11 +17,15 @@ from torch import Tensor
 
 from tasks.base import PerMember, UnsuitableError
 from tasks.networks.base import Network, StateConvention
+from tasks.networks.lstm_fused import Fused
 from tasks.networks.lstm_tangent import LayerWeights, LSTMOrbit
-from tasks.networks.recurrent import Parts, Recurrent, RecurrentConfig
+from tasks.networks.lstm_walk import LSTMWalk
+from tasks.networks.recurrent import Recurrent, RecurrentConfig
 from tasks.networks.recurrent_orbit import ClosedLoop
+from tasks.networks.recurrent_way import Parts, Way
+from tasks.networks.workspace import Workspace
 
-_kernel: Callable[..., tuple[Tensor, Tensor, Tensor]] = torch._VF.lstm
+_FUSED_FROM = 16
 
 
 class LSTM(Recurrent, Network):
@@ -39,6 +43,7 @@ class LSTM(Recurrent, Network):
 
     num_gates = 4
     num_parts = 2
+    walk = LSTMWalk
 
     def __init__(self, configs: Sequence[Any], **others: Any) -> None:
         if any(c.forget_bias != 0 and not c.bias for c in configs):
@@ -78,8 +83,43 @@ class LSTM(Recurrent, Network):
 
         return advance
 
-    def _fused(
-        self, x_TBI: Tensor, parts_BH: Parts, weights: list[Tensor], options: tuple[Any, ...]
-    ) -> tuple[Tensor, Parts]:
-        y_TBH, h, c = _kernel(x_TBI, parts_BH, weights, *options)
-        return y_TBH, (h, c)
+    def _blocks(self) -> Sequence[tuple[slice, slice]]:
+        # V has i, f, o, g: the three that are logistic side by side.
+        H = self.units
+        i_f, g, o = slice(2 * H), slice(2 * H, 3 * H), slice(3 * H, 4 * H)
+        return (i_f, i_f), (o, g), (g, o)
+
+    def _chunks(self, inputs: Tensor) -> list[slice]:
+        if not is_fused(self.get_parameter("weight_rec_0")):
+            return super()._chunks(inputs)
+        return [slice(n, n + 1) for n in range(self.num_members)]
+
+    def _way(
+        self,
+        members: slice,
+        shape: tuple[int, int],
+        drawn: Tensor | None,
+        workspace: Workspace,
+        *,
+        keep: bool,
+    ) -> Way:
+        if not is_fused(self.get_parameter("weight_rec_0")):
+            return super()._way(members, shape, drawn, workspace, keep=keep)
+        names = [
+            [f"{kind}_{layer}" for kind in ("weight_in", "weight_rec", "bias")]
+            for layer in range(self.num_layers)
+        ]
+        weights = [
+            {name: self.get_parameter(name)[members.start] for name in layer if hasattr(self, name)}
+            for layer in names
+        ]
+        return Fused(weights, members, self.dropout, None if drawn is None else drawn[0], keep=keep)
+
+
+def is_fused(weight_rec: Tensor) -> bool:
+    """Whether the fused kernel, one member after the other, beats products of all members.
+
+    It exists for float32 on CPUs. Its share of overhead falls with the units.
+    """
+    on_cpu = weight_rec.device.type == "cpu" and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    return on_cpu and weight_rec.dtype == torch.float32 and weight_rec.shape[-1] >= _FUSED_FROM

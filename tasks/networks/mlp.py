@@ -8,14 +8,16 @@ Shapes: N members, B examples, I inputs, W width, O outputs, K tangents.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
 
 from tasks.base import Bounds, PerMember
 from tasks.base import Config as BaseConfig
+from tasks.networks.activations import IN_PLACE, Activation
 from tasks.networks.base import Network, StateConvention
+from tasks.networks.dropout import DropoutRates, DropoutStreams, num_words
 from tasks.networks.layers import (
     Initialiser,
     common_settings,
@@ -24,11 +26,11 @@ from tasks.networks.layers import (
     initial_scales,
     linear,
     matmul_tangents,
+    relu_slope,
     sech2,
 )
-from tasks.networks.layers import dropout as drop
-
-Activation = Literal["tanh", "relu", "gelu", "silu", "sigmoid", "identity"]
+from tasks.networks.own_backward import OwnBackward
+from tasks.networks.workspace import Workspace
 
 
 def _gelu_derivative(a: Tensor) -> Tensor:
@@ -43,7 +45,7 @@ def _silu_derivative(a: Tensor) -> Tensor:
 
 ACTIVATIONS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
     "tanh": (torch.tanh, sech2),
-    "relu": (torch.relu, lambda a: (a > 0).to(a.dtype)),
+    "relu": (torch.relu, relu_slope),
     "gelu": (nn.functional.gelu, _gelu_derivative),
     "silu": (nn.functional.silu, _silu_derivative),
     "sigmoid": (torch.sigmoid, lambda a: torch.sigmoid(a) * torch.sigmoid(-a)),
@@ -51,8 +53,11 @@ ACTIVATIONS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tens
 }
 """φ and φ′ by name, both of the argument a."""
 
+# Activations that are kept at a time; fewer members at a time are slower, not faster.
+_BYTES = 1 << 26
 
-class MLP(Network):
+
+class MLP(OwnBackward, Network):
     """A population of fully connected networks."""
 
     @dataclass(frozen=True, kw_only=True)
@@ -80,7 +85,6 @@ class MLP(Network):
 
     accepts = frozenset({"vector"})
     is_recurrent = False
-    dropout_rates: Tensor
 
     def __init__(
         self,
@@ -98,6 +102,7 @@ class MLP(Network):
         self.input_size, self.output_size = input_size, output_size
         self.width, self.depth = config.width, config.depth
         self.activation, self.derivative = ACTIVATIONS[config.activation]
+        self._in_place = IN_PLACE[config.activation]
 
         drawn: dict[str, list[Tensor]] = {}
         for member, scale, generator in zip(
@@ -108,25 +113,83 @@ class MLP(Network):
         for name, values in drawn.items():
             stacked = torch.stack(values).to(dtype=dtype, device=device)
             self.register_parameter(name, nn.Parameter(stacked))
-        rates = torch.tensor([c.dropout for c in configs], dtype=torch.float64)
-        self.register_buffer("dropout_rates", rates)
+        self.dropout = DropoutRates([c.dropout for c in configs], dtype, device)
 
-    def forward(
+    def _run(
         self,
         inputs: Tensor,
-        state: None = None,
+        state: None,
+        dropout: DropoutStreams | None,
+        workspace: Workspace,
+        members: slice,
         *,
-        dropout: Sequence[torch.Generator] | None = None,
-    ) -> tuple[Tensor, None]:
+        keep: bool,
+    ) -> tuple[Tensor, None, "_Tape"]:
         """Outputs (N, B, O) of vectors (B, I); nothing is carried to the next batch."""
-        rates = self.dropout_rates.tolist()
-        weight: Tensor = self.get_parameter("weight_0")
-        x = inputs.to(weight.dtype).expand(self.num_members, *inputs.shape)
+        N, B, W = members.stop - members.start, len(inputs), self.width
+        parameters = self._of_layers(members)
+        readout, bias_out = parameters[-1]
+        x_NIB = inputs.to(readout.dtype).T.contiguous().expand(N, -1, -1)
+        drawn_NLM, scale_N11 = None, None
+        if dropout is not None and self.dropout.is_on:
+            count = self.depth * W * B
+            words = workspace.take("words", (num_words(N, count),), readout, torch.int64)
+            drawn_NLM = dropout.draw(count, members, words).view(N, self.depth, W * B)
+            scale_N11 = self.dropout.scale_N11[members]
+        tape = _Tape(members, [x_NIB], [], drawn_NLM, scale_N11, workspace)
         for layer in range(self.depth):
-            x = self.activation(linear(x, *self._layer(layer)))
-            if dropout is not None:
-                x = drop(x, rates, dropout)
-        return linear(x, self.get_parameter("weight_out"), self.get_parameter("bias_out")), None
+            weight_NOI, bias_NO = parameters[layer]
+            a_NWB = workspace.take(f"a{layer if keep else layer % 2}", (N, W, B), readout)
+            torch.bmm(tape.scaled(weight_NOI, layer), x_NIB, out=a_NWB)
+            a_NWB.add_(bias_NO.unsqueeze(-1))
+            x_NIB = a_NWB
+            if self._in_place.needs_argument:
+                x_NIB = workspace.take(f"x{layer if keep else layer % 2}", (N, W, B), readout)
+            self._in_place.apply(a_NWB, x_NIB)
+            if drawn_NLM is not None:
+                x_NIB.mul_(self._mask(tape, layer, x_NIB))
+            if keep:
+                tape.arguments.append(a_NWB)
+                tape.inputs.append(x_NIB)
+        scaled = tape.scaled(readout, self.depth)
+        outputs_NOB = torch.baddbmm(bias_out.unsqueeze(-1), scaled, x_NIB)
+        return outputs_NOB.mT, None, tape
+
+    def _pull(
+        self, tape: "_Tape", d_outputs: Tensor, into: Sequence[Tensor], *, wants_inputs: bool
+    ) -> Tensor | None:
+        g_NOB = d_outputs.mT
+        parameters = self._of_layers(tape.members)
+        for layer in range(self.depth, -1, -1):
+            x_NIB = tape.inputs[layer]
+            W_NOI, to_weight, to_bias = parameters[layer][0], into[2 * layer], into[2 * layer + 1]
+            d_W = tape.workspace.take("d_weight", W_NOI.shape, W_NOI)
+            torch.bmm(g_NOB, x_NIB.mT, out=d_W)
+            if layer > 0 and tape.scale_N11 is not None:
+                torch.mul(d_W, tape.scale_N11, out=to_weight)
+            else:
+                to_weight.copy_(d_W)
+            torch.sum(g_NOB, -1, out=to_bias)
+            if layer == 0:
+                break
+            d_x = tape.workspace.take(f"d{layer % 2}", x_NIB.shape, W_NOI)
+            torch.bmm(tape.scaled(W_NOI, layer).mT, g_NOB, out=d_x)
+            if tape.drawn_NLM is not None:
+                d_x.mul_(self._mask(tape, layer - 1, d_x))
+            # What is dropped has gradient 0 by now, so that φ(a) times the mask serves as φ(a).
+            kept = tape.arguments[layer - 1] if self._in_place.needs_argument else x_NIB
+            self._in_place.pull_back(d_x, kept)
+            g_NOB = d_x
+        if not wants_inputs:
+            return None
+        return torch.bmm(parameters[0][0].mT, g_NOB).sum(0).T
+
+    def _mask(self, tape: "_Tape", layer: int, like_NWB: Tensor) -> Tensor:
+        """0 or 1. It is made twice, from numbers of half its size, rather than kept."""
+        assert tape.drawn_NLM is not None
+        drawn_NWB = tape.drawn_NLM[:, layer].view(like_NWB.shape)
+        out = tape.workspace.take("mask", like_NWB.shape, like_NWB)
+        return self.dropout.mask(drawn_NWB, out, tape.members)
 
     def orbit(
         self,
@@ -142,8 +205,47 @@ class MLP(Network):
         ]
         return MLPOrbit(layers, self.activation, self.derivative, inputs.to(dtype))
 
+    def _chunks(self, inputs: Tensor) -> list[slice]:
+        size = self.num_members
+        if inputs.device.type == "cpu":
+            each = self.depth * self.width * len(inputs) * self.dropout.scale_N11.element_size()
+            size = min(size, max(1, _BYTES // each))
+        return [slice(n, min(n + size, self.num_members)) for n in range(0, self.num_members, size)]
+
+    def _of_layers(self, members: slice) -> list[tuple[Tensor, Tensor]]:
+        """Weight and bias of every layer, the output layer last, as `parameters()` orders them."""
+        flat: list[Any] = list(self._parameters.values())
+        if members != slice(0, self.num_members):
+            flat = [parameter[members] for parameter in flat]
+        return list(zip(flat[::2], flat[1::2], strict=True))
+
     def _layer(self, layer: int) -> tuple[Tensor, Tensor]:
         return self.get_parameter(f"weight_{layer}"), self.get_parameter(f"bias_{layer}")
+
+
+@dataclass(frozen=True)
+class _Tape:
+    """What the backward pass reads again.
+
+    Dropped activations are 0 and the others as they were: 1/(1 − rate) is a factor of the next
+    layer's weights, of which there are fewer.
+
+    members: whose they are.
+    inputs: of every layer, examples last: products of narrow matrices then run along memory.
+    arguments: of every hidden layer's φ; overwritten where φ does not need them.
+    """
+
+    members: slice
+    inputs: list[Tensor]
+    arguments: list[Tensor]
+    drawn_NLM: Tensor | None
+    scale_N11: Tensor | None
+    workspace: Workspace
+
+    def scaled(self, weight_NOI: Tensor, layer: int) -> Tensor:
+        if self.scale_N11 is None or layer == 0:
+            return weight_NOI
+        return weight_NOI * self.scale_N11
 
 
 @dataclass(frozen=True)

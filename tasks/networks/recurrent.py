@@ -1,12 +1,13 @@
-"""What stacked recurrent networks share: settings, start weights, time loops on CPU and elsewhere.
+"""What stacked recurrent networks share: settings, start weights, the way through time and back.
 
 A layer sees W x + b of the layer below and its own state, whose first part is the output h. A
-cell (RNN, GRU, LSTM) adds its equations for all members at once and PyTorch's fused kernel for
-one of them. Dropout acts on every layer's output, never on the recurrence.
+cell (RNN, GRU, LSTM) adds its equations and their transpose for all members at once. Dropout acts
+on every layer's output, never on the recurrence.
 
 Shapes: N members, B sequences, T steps, I inputs, H units, G rows of W and U (gates times H).
 """
 
+import math
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,23 +19,24 @@ from torch import Tensor, nn
 from tasks.base import Bounds, InputKind, PerMember, UnsuitableError
 from tasks.base import Config as BaseConfig
 from tasks.networks.base import StateConvention
+from tasks.networks.dropout import DropoutRates, DropoutStreams, num_words
 from tasks.networks.layers import (
     Initialiser,
     common_settings,
     draw_bias,
     draw_weight,
-    dropout_mask,
     initial_scales,
-    linear,
 )
-from tasks.networks.layers import dropout as drop
+from tasks.networks.own_backward import OwnBackward
 from tasks.networks.recurrent_orbit import ClosedLoop, Readout, RecurrentOrbit
+from tasks.networks.recurrent_walk import Walk
+from tasks.networks.recurrent_way import Parts, Place, State, Together, Way
+from tasks.networks.workspace import Workspace
 
-Parts = tuple[Tensor, ...]
-"""The state of one layer, h first: (h,) or (h, c)."""
-
-State = tuple[Parts, ...]
-"""The state of every layer, each part (N, B, H)."""
+# Members that a CPU takes through time together: enough of them to pay for the calls, few enough
+# that their weights and the sums of their gradients, which every step passes through, stay near
+# the core.
+_LEAST, _MOST, _BYTES = 4, 32, 1 << 21
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,21 +63,17 @@ class RecurrentConfig(BaseConfig):
     dropout: Annotated[float, Bounds(ge=0, lt=1), PerMember()] = 0.0
 
 
-class Recurrent(nn.Module):
-    """A population of stacked recurrent networks with a linear readout; a mixin for `Network`.
-
-    On the CPU each member runs through PyTorch's fused kernel, which beats batched products from
-    64 units up; elsewhere all members advance together. Both give the same outputs.
-    """
+class Recurrent(OwnBackward):
+    """A population of stacked recurrent networks with a linear readout; a mixin for `Network`."""
 
     num_gates: ClassVar[int]
     num_parts: ClassVar[int]
+    walk: ClassVar[Callable[..., Walk]]
     accepts: ClassVar[frozenset[InputKind]] = frozenset({"tokens", "sequence"})
     is_recurrent: ClassVar[bool] = True
     num_members: int
     input_size: int
     output_size: int
-    dropout_rates: Tensor
 
     def __init__(
         self,
@@ -102,22 +100,136 @@ class Recurrent(nn.Module):
         for name, values in drawn.items():
             stacked = torch.stack(values).to(dtype=dtype, device=device)
             self.register_parameter(name, nn.Parameter(stacked))
-        rates = torch.tensor([c.dropout for c in configs], dtype=torch.float64)
-        self.register_buffer("dropout_rates", rates)
+        self.dropout = DropoutRates([c.dropout for c in configs], dtype, device)
 
-    def forward(
+    def _run(
         self,
         inputs: Tensor,
-        state: State | None = None,
+        state: State | None,
+        dropout: DropoutStreams | None,
+        workspace: Workspace,
+        members: slice,
         *,
-        dropout: Sequence[torch.Generator] | None = None,
-    ) -> tuple[Tensor, State]:
+        keep: bool,
+    ) -> tuple[Tensor, State, "_Tape"]:
         """Outputs (N, B, T, O) of tokens (B, T) or sequences (B, T, I), and the state reached."""
-        x_TBI = self._entering(inputs)
-        if state is None:
-            state = self._zero_state(x_TBI.shape[1])
-        run = self._run_fused if x_TBI.device.type == "cpu" else self._run_batched
-        return run(x_TBI, state, dropout)
+        x_TIB = self._entering(inputs)
+        T, _, B = x_TIB.shape
+        readout_NOH = self.get_parameter("weight_out")[members]
+        N, drawn = len(readout_NOH), None
+        if dropout is not None and self.dropout.is_on:
+            count = self.num_layers * T * self.units * B
+            words = workspace.take("words", (num_words(N, count),), x_TIB, torch.int64)
+            drawn = dropout.draw(count, members, words).view(N, self.num_layers, T, self.units, B)
+            readout_NOH = readout_NOH * self.dropout.scale_N11[members]
+        way = self._way(members, (T, B), drawn, workspace, keep=keep)
+        top_NHM = way.forth(x_TIB, state)
+        bias = getattr(self, "bias_out", None)
+        if bias is None:
+            outputs_NOM = torch.bmm(readout_NOH, top_NHM)
+        else:
+            outputs_NOM = torch.baddbmm(bias[members].unsqueeze(-1), readout_NOH, top_NHM)
+        outputs_NBTO = outputs_NOM.view(N, self.output_size, T, B).permute(0, 3, 2, 1)
+        return outputs_NBTO, way.end(), _Tape(members, way, drawn is not None)
+
+    def _pull(
+        self, tape: "_Tape", d_outputs: Tensor, into: Sequence[Tensor], *, wants_inputs: bool
+    ) -> Tensor | None:
+        N, B, T, O = d_outputs.shape  # noqa: E741
+        d_NOM = d_outputs.permute(0, 3, 2, 1).reshape(N, O, T * B)
+        named = dict(zip(self._parameters, into, strict=True))
+        readout_NOH = self.get_parameter("weight_out")[tape.members]
+        d_readout_NOH = torch.bmm(d_NOM, tape.way.top_NHM.mT)
+        if tape.drops:
+            scale_N11 = self.dropout.scale_N11[tape.members]
+            readout_NOH = readout_NOH * scale_N11
+            d_readout_NOH.mul_(scale_N11)
+        named["weight_out"].copy_(d_readout_NOH)
+        if "bias_out" in named:
+            torch.sum(d_NOM, -1, out=named["bias_out"])
+        d_x_TIB = d_NOM.new_zeros(T, self.input_size, B) if wants_inputs else None
+        tape.way.back(readout_NOH, d_NOM, d_x_TIB)
+        tape.way.write_gradient(named)
+        return None if d_x_TIB is None else d_x_TIB.permute(2, 0, 1)
+
+    def _chunks(self, inputs: Tensor) -> list[slice]:
+        weight_in: Tensor = self.get_parameter("weight_in_0")
+        size = self.num_members
+        if weight_in.device.type == "cpu":
+            rows, columns = self._num_rows(), self.units + max(self.units, self.input_size)
+            each = 2 * self.num_layers * rows * columns * weight_in.element_size()
+            size = min(size, max(_LEAST, min(_MOST, _BYTES // each)))
+        return [slice(n, min(n + size, self.num_members)) for n in range(0, self.num_members, size)]
+
+    def _of_members(self, state: State | None, members: slice) -> State | None:
+        return state and tuple(tuple(part[members] for part in parts) for parts in state)
+
+    def _joined(self, states: Sequence[State]) -> State:
+        if len(states) == 1:
+            return states[0]
+        return tuple(
+            tuple(torch.cat(parts) for parts in zip(*layers, strict=True))
+            for layers in zip(*states, strict=True)
+        )
+
+    def _way(
+        self,
+        members: slice,
+        shape: tuple[int, int],
+        drawn: Tensor | None,
+        workspace: Workspace,
+        *,
+        keep: bool,
+    ) -> Way:
+        """How these members go through `shape` steps and sequences."""
+        V_LNRK = [
+            self._stacked(layer, members, workspace, drawn is not None)
+            for layer in range(self.num_layers)
+        ]
+        others = self._walk_options() | {"keep": keep}
+        walks = [
+            type(self).walk(V_NRK, self.units, *shape, workspace, f"{layer}", **others)
+            for layer, V_NRK in enumerate(V_LNRK)
+        ]
+        top_shape = (len(V_LNRK[0]), self.units, math.prod(shape))
+        top_NHM = workspace.take("top", top_shape, V_LNRK[0])
+        places = [self._places(layer) for layer in range(self.num_layers)]
+        return Together(members, walks, places, self.dropout, top_NHM, drawn, workspace)
+
+    def _stacked(self, layer: int, members: slice, workspace: Workspace, drops: bool) -> Tensor:
+        """V = (U | W | b) of a layer. What dropout leaves of x is scaled up by way of W."""
+        W_NGI: Tensor = self._layer(layer)[0][members]
+        shape = (len(W_NGI), self._num_rows(), self.units + W_NGI.shape[2] + 1)
+        V_NRK = workspace.take(f"V{layer}", shape, W_NGI).zero_()
+        for name, of, rows, columns in self._places(layer):
+            value: Tensor | None = getattr(self, name, None)
+            if value is not None:
+                part = value[members, of]
+                V_NRK[:, rows, columns] = part if part.dim() == 3 else part.unsqueeze(-1)
+        if layer > 0 and drops:
+            V_NRK[:, :, self.units : -1].mul_(self.dropout.scale_N11[members])
+        return V_NRK
+
+    def _num_rows(self) -> int:
+        """R, rows of V."""
+        return self.num_gates * self.units
+
+    @abstractmethod
+    def _blocks(self) -> Sequence[tuple[slice, slice]]:
+        """Rows of U, W and b beside those of V in which they stand."""
+
+    def _places(self, layer: int) -> list[Place]:
+        """What of the parameters stands where in V; parameters that do not exist included."""
+        h, x, one = slice(self.units), slice(self.units, -1), slice(-1, None)
+        return [
+            (f"{name}_{layer}", of, rows, columns)
+            for of, rows in self._blocks()
+            for name, columns in (("weight_rec", h), ("weight_in", x), ("bias", one))
+        ]
+
+    def _walk_options(self) -> dict[str, Any]:
+        """What else a walk of this architecture is told."""
+        return {}
 
     def orbit(
         self,
@@ -176,16 +288,6 @@ class Recurrent(nn.Module):
     def _cell(self, layer: int) -> Callable[[Tensor, Parts], Parts]:
         """(W x + b of one step (N, B, G), state) ↦ state after it, for all members."""
 
-    @abstractmethod
-    def _fused(
-        self, x_TBI: Tensor, parts_BH: Parts, weights: list[Tensor], options: tuple[Any, ...]
-    ) -> tuple[Tensor, Parts]:
-        """One layer of one member through PyTorch's kernel: h at every step, last state (1, B, H).
-
-        `weights` are W, U and, if there are any, the two biases; `options` what else the kernel
-        asks for.
-        """
-
     def _layer(self, layer: int) -> tuple[Tensor, Tensor, Tensor | None]:
         bias = getattr(self, f"bias_{layer}", None)
         return getattr(self, f"weight_in_{layer}"), getattr(self, f"weight_rec_{layer}"), bias
@@ -200,11 +302,6 @@ class Recurrent(nn.Module):
             U.detach().to(dtype),
             None if b is None else b.detach().to(dtype),
         )
-
-    def _biases(self, layer: int) -> tuple[Tensor, ...]:
-        """What the fused kernel adds to W x and to U h, each (N, G); empty without biases."""
-        b = self._layer(layer)[2]
-        return () if b is None else (b, torch.zeros_like(b))
 
     def _draw_biases(
         self, config: Any, layer: int, scale: float, generator: torch.Generator
@@ -236,69 +333,22 @@ class Recurrent(nn.Module):
         return drawn
 
     def _entering(self, inputs: Tensor) -> Tensor:
-        """Inputs as (T, B, I): the fused kernel wants time first, and tokens one-hot."""
-        weight: Tensor = self.get_parameter("weight_in_0")
+        """Inputs as (T, I, B); tokens are one-hot."""
+        weight: Tensor = self.get_parameter("weight_out")
         if inputs.is_floating_point():
-            return inputs.transpose(0, 1).to(weight.dtype)
-        tokens_TB1 = inputs.mT.unsqueeze(-1)
-        one_hot = weight.new_zeros(*tokens_TB1.shape[:2], self.input_size)
-        return one_hot.scatter_(-1, tokens_TB1, 1.0)
+            return inputs.to(weight.dtype).permute(1, 2, 0).contiguous()
+        tokens_T1B = inputs.mT.unsqueeze(1)
+        shape = (len(tokens_T1B), self.input_size, tokens_T1B.shape[2])
+        return weight.new_zeros(shape).scatter_(1, tokens_T1B, 1.0)
 
     def _zero_state(self, num_sequences: int) -> State:
-        weight: Tensor = self.get_parameter("weight_in_0")
+        weight: Tensor = self.get_parameter("weight_out")
         zeros = weight.new_zeros(self.num_members, num_sequences, self.units)
         return ((zeros,) * self.num_parts,) * self.num_layers
 
-    def _run_fused(
-        self, x_TBI: Tensor, state: State, generators: Sequence[torch.Generator] | None
-    ) -> tuple[Tensor, State]:
-        # unbind, never weight[n]: the backward pass of an index allocates the whole weight.
-        layers = [
-            [p.unbind(0) for p in (*self._layer(layer)[:2], *self._biases(layer))]
-            for layer in range(self.num_layers)
-        ]
-        readout = self.get_parameter("weight_out").unbind(0)
-        readout_bias = getattr(self, "bias_out", None)
-        readout_biases = None if readout_bias is None else readout_bias.unbind(0)
-        starts = [[part.unbind(0) for part in parts] for parts in state]
-        rates = self.dropout_rates.tolist()
-        # One layer at a time, and the kernel's own dropout stays at 0. Its flag `train` makes it
-        # keep what backward needs.
-        options = (readout_bias is not None, 1, 0.0, torch.is_grad_enabled(), False, False)
-        outputs: list[Tensor] = []
-        reached: list[list[Parts]] = [[] for _ in layers]
-        for n in range(self.num_members):
-            y_TBH = x_TBI
-            for layer, (weights, parts) in enumerate(zip(layers, starts, strict=True)):
-                start = tuple(part[n].unsqueeze(0) for part in parts)
-                y_TBH, end = self._fused(y_TBH, start, [w[n] for w in weights], options)
-                reached[layer].append(tuple(part.detach() for part in end))
-                if generators is not None:
-                    mask = dropout_mask(y_TBH.shape, rates[n], generators[n], y_TBH)
-                    y_TBH = y_TBH if mask is None else y_TBH * mask
-            bias = None if readout_biases is None else readout_biases[n]
-            outputs.append(nn.functional.linear(y_TBH, readout[n], bias).transpose(0, 1))
-        ends = tuple(
-            tuple(torch.cat(members) for members in zip(*parts, strict=True)) for parts in reached
-        )
-        return torch.stack(outputs), ends
 
-    def _run_batched(
-        self, x_TBI: Tensor, state: State, generators: Sequence[torch.Generator] | None
-    ) -> tuple[Tensor, State]:
-        rates = self.dropout_rates.tolist()
-        y_NTBH = x_TBI.expand(self.num_members, *x_TBI.shape)
-        ends: list[Parts] = []
-        for layer, parts in enumerate(state):
-            W, _, b = self._layer(layer)
-            advance = self._cell(layer)
-            steps: list[Tensor] = []
-            for drive_NBG in linear(y_NTBH, W, b).unbind(1):
-                parts = advance(drive_NBG, parts)
-                steps.append(parts[0])
-            ends.append(tuple(part.detach() for part in parts))
-            y_NTBH = torch.stack(steps, dim=1)
-            if generators is not None:
-                y_NTBH = drop(y_NTBH, rates, generators)
-        outputs = linear(y_NTBH, self.get_parameter("weight_out"), getattr(self, "bias_out", None))
-        return outputs.transpose(1, 2), tuple(ends)
+@dataclass(frozen=True)
+class _Tape:
+    members: slice
+    way: Way
+    drops: bool

@@ -6,7 +6,7 @@ only ever enter as their sum.
 Shapes: N members, B sequences, T steps, I inputs, H units, O outputs.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -14,15 +14,12 @@ import torch
 from torch import Tensor
 
 from tasks.networks.base import Network, StateConvention
-from tasks.networks.recurrent import Parts, Recurrent, RecurrentConfig
+from tasks.networks.recurrent import Recurrent, RecurrentConfig
 from tasks.networks.recurrent_orbit import ClosedLoop
 from tasks.networks.recurrent_tangent import HiddenOrbit
+from tasks.networks.recurrent_way import Parts
 from tasks.networks.rnn_tangent import ACTIVATIONS, RNNCell
-
-_KERNELS: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
-    "tanh": torch._VF.rnn_tanh,
-    "relu": torch._VF.rnn_relu,
-}
+from tasks.networks.rnn_walk import RNNWalk
 
 
 class RNN(Recurrent, Network):
@@ -39,6 +36,7 @@ class RNN(Recurrent, Network):
 
     num_gates = 1
     num_parts = 1
+    walk = RNNWalk
 
     def __init__(self, configs: Any, **others: Any) -> None:
         Recurrent.__init__(self, configs, **others)
@@ -62,8 +60,8 @@ class RNN(Recurrent, Network):
         activation = ACTIVATIONS[self.activation][0]
         return lambda drive_NBG, parts: (activation(torch.baddbmm(drive_NBG, parts[0], U_NHG)),)
 
-    def _fused(
-        self, x_TBI: Tensor, parts_BH: Parts, weights: list[Tensor], options: tuple[Any, ...]
-    ) -> tuple[Tensor, Parts]:
-        y_TBH, h = _KERNELS[self.activation](x_TBI, parts_BH[0], weights, *options)
-        return y_TBH, (h,)
+    def _blocks(self) -> Sequence[tuple[slice, slice]]:
+        return ((slice(None), slice(None)),)
+
+    def _walk_options(self) -> dict[str, Any]:
+        return {"activation": self.activation}

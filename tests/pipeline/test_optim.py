@@ -24,17 +24,37 @@ def gradient(parameters, update, member):
     return [p * (0.5 + 0.1 * member) + size * math.sin(update + member) for p in parameters]
 
 
+def parts_of(flat_NP):
+    """(N, P) as (N, …) views of the shapes above."""
+    sizes = [math.prod(shape) for shape in SHAPES]
+    pieces = flat_NP.split(sizes, dim=1)
+    return [piece.view(-1, *shape) for piece, shape in zip(pieces, SHAPES, strict=True)]
+
+
+def flat(parts):
+    return torch.cat([p.reshape(len(p), -1) for p in parts], dim=1)
+
+
 def ours(trainers, dtype, updates=NUM_UPDATES, spoil=None):
-    parameters = start(len(trainers), dtype)
-    optimiser = Optimiser(parameters, trainers)
+    weights_NP = flat(start(len(trainers), dtype))
+    optimiser = Optimiser(weights_NP, trainers)
     alive_N = torch.ones(len(trainers), dtype=torch.bool)
     for update in range(updates):
-        parts = [gradient([p[n] for p in parameters], update, n) for n in range(len(trainers))]
-        gradients = [torch.stack(g) for g in zip(*parts, strict=True)]
-        if spoil is not None:
-            spoil(update, gradients)
-        alive_N = optimiser.step(gradients, alive_N, epoch=1 + update // PER_EPOCH)
+        if update % PER_EPOCH == 0:
+            optimiser.start_epoch(1 + update // PER_EPOCH)
+        alive_N = optimiser.step(gradients(weights_NP, update, spoil), alive_N)
     return optimiser, alive_N
+
+
+def gradients(weights_NP, update, spoil=None, members=None):
+    """Of all members, or of those whose numbers are given."""
+    members = range(len(weights_NP)) if members is None else members
+    rows = [parts_of(row.unsqueeze(0)) for row in weights_NP]
+    each = [gradient([p[0] for p in row], update, n) for row, n in zip(rows, members, strict=True)]
+    whole = [torch.stack(g) for g in zip(*each, strict=True)]
+    if spoil is not None:
+        spoil(update, whole)
+    return flat(whole)
 
 
 def torchs(trainer, member, num_members, dtype):
@@ -87,7 +107,7 @@ def test_each_member_moves_as_torch_moves_it_alone(optimiser, settings, dtype, t
     assert alive_N.all()
     for n, trainer in enumerate(trainers):
         expected = torchs(trainer, n, len(trainers), torch_dtype)
-        for p, q in zip(ran.parameters, expected, strict=True):
+        for p, q in zip(parts_of(ran.weights_NP), expected, strict=True):
             error = (p[n] - q.detach()).abs().max() / q.detach().abs().max().clamp(min=1)
             assert error <= tolerance, (n, trainer)
 
@@ -99,8 +119,7 @@ def test_a_member_does_not_see_its_company(optimiser):
     for n, trainer in enumerate(trainers):
         others = [Trainer(optimiser=optimiser, decay_from=3)] * len(trainers)
         among_others, _ = ours([*others[:n], trainer, *others[n + 1 :]], torch.float64)
-        for p, q in zip(together.parameters, among_others.parameters, strict=True):
-            assert torch.equal(p[n], q[n])
+        assert torch.equal(together.weights_NP[n], among_others.weights_NP[n])
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
@@ -122,20 +141,38 @@ def test_a_dead_member_stays_where_it_was_and_moves_no_other(optimiser, bad, spo
     until_death, _ = ours(trainers, torch.float32, updates=died_at)
     ran, alive_N = ours(trainers, torch.float32, spoil=spoil)
     assert alive_N.tolist() == [n != spoilt for n in range(4)]
-    tensors = ["parameters", "_first", *(["_second"] if optimiser != "sgd" else [])]
-    for name in tensors:
-        for p, q, frozen in zip(
-            getattr(ran, name), getattr(healthy, name), getattr(until_death, name), strict=True
-        ):
-            assert torch.equal(p[alive_N], q[alive_N])
-            assert torch.equal(p[spoilt], frozen[spoilt])
-            assert torch.isfinite(p).all()
+    assert set(ran.moments) == ({"first"} if optimiser == "sgd" else {"first", "second"})
+    for p, q, frozen in zip(*map(everything, (ran, healthy, until_death)), strict=True):
+        assert torch.equal(p[alive_N], q[alive_N])
+        assert torch.equal(p[spoilt], frozen[spoilt])
+        assert torch.isfinite(p).all()
+
+
+def everything(optimiser):
+    return [optimiser.weights_NP, *optimiser.moments.values()]
+
+
+@pytest.mark.parametrize("optimiser", ["adam", "adamw", "sgd"])
+def test_members_that_are_kept_go_on_as_if_the_others_had_stayed(optimiser):
+    momentum = 0.9 if optimiser == "sgd" else 0.0
+    trainers = [Trainer(optimiser=optimiser, momentum=momentum, **one) for one in MIXED]
+    stayed, _ = ours(trainers, torch.float64)
+    ran, alive_N = ours(trainers, torch.float64, updates=20)
+    kept = [3, 1, 4]
+    ran.select(kept, ran.weights_NP[kept])
+    alive_N = alive_N[kept]
+    for update in range(20, NUM_UPDATES):
+        if update % PER_EPOCH == 0:
+            ran.start_epoch(1 + update // PER_EPOCH)
+        alive_N = ran.step(gradients(ran.weights_NP, update, members=kept), alive_N)
+    for p, q in zip(everything(ran), everything(stayed), strict=True):
+        assert torch.equal(p, q[kept])
 
 
 def test_a_gradient_too_large_to_square_in_float32_is_still_clipped():
     trainers = [Trainer(optimiser="sgd", learning_rate=1.0, clip_norm=1.0)]
     p = torch.zeros(1, 2)
-    alive_N = Optimiser([p], trainers).step([torch.tensor([[3e30, 4e30]])], torch.tensor([True]), 1)
+    alive_N = Optimiser(p, trainers).step(torch.tensor([[3e30, 4e30]]), torch.tensor([True]))
     assert alive_N.all()
     assert p[0].tolist() == pytest.approx([-0.6, -0.8], rel=1e-6)
 
@@ -149,13 +186,17 @@ def test_momentum_is_refused_where_it_would_be_ignored():
 def test_weights_that_overflow_in_an_update_die_before_it(settings):
     """The gradient is finite throughout; decay alone multiplies weights by -999 a step."""
     trainers = [Trainer(**settings), Trainer(learning_rate=1e3, weight_decay=1.0, **settings)]
-    parameters = [torch.ones(2, 3), torch.ones(2, 3)]
-    optimiser = Optimiser(parameters, trainers)
+    optimiser = Optimiser(torch.ones(2, 6), trainers)
     alive_N = torch.tensor([True, True])
-    gradients = [torch.ones(2, 3), torch.ones(2, 3)]
     for _ in range(20):
-        alive_N = optimiser.step(gradients, alive_N, 1)
+        before = [t.clone() for t in everything(optimiser)]
+        was_alive_N = alive_N
+        alive_N = optimiser.step(torch.ones(2, 6), alive_N)
+        if not alive_N[1]:
+            assert all(
+                torch.equal(t[1], b[1]) for t, b in zip(everything(optimiser), before, strict=True)
+            )
+        assert was_alive_N[1] or not alive_N[1]
     assert alive_N.tolist() == [True, False]
-    for p in parameters:
-        assert torch.isfinite(p).all()
-        assert p[1].abs().max() > 1e35
+    assert torch.isfinite(optimiser.weights_NP).all()
+    assert optimiser.weights_NP[1].abs().max() > 1e35

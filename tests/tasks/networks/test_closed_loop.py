@@ -9,6 +9,8 @@ import pytest
 import torch
 from torch.autograd.functional import jacobian
 
+from pipeline.dynamics.clv import covariant_vectors
+from pipeline.dynamics.local import local_exponents
 from pipeline.dynamics.spectrum import lyapunov_spectrum
 from tasks.base import UnsuitableError, generator_for
 from tasks.networks.gru import GRU
@@ -147,6 +149,53 @@ def test_spectrum_of_a_closed_loop_whose_jacobian_settles(kind):
     J = derivative(network, as_parts(last.before), "full")[0]
     determinant = torch.linalg.slogdet(J).logabsdet
     torch.testing.assert_close(spectrum.per_sequence[0].sum(-1), determinant, atol=1e-9, rtol=0)
+
+
+@every_kind
+@pytest.mark.parametrize("layers", [1, 2])
+def test_covariant_vectors_of_a_closed_loop(kind, layers):
+    """Covariance and growth by autograd's Jacobians of the closed step, all of them different."""
+    network = population(kind, layers, scale=0.7)
+    x, options = sequences(), {"loop": "closed", "warmup": 60}
+    k = 2
+    found = covariant_vectors(network, x, k=k, steps=30, cooldown=60, **options)
+    orbit = network.closed_orbit(x, steps=150)
+    steps = list(orbit.maps())[60:90]
+    J = torch.stack([derivative(network, as_parts(step.before), "full") for step in steps], dim=2)
+    assert found.covariant.shape == (2, 2, 31, orbit.tangent_size, k)
+    # What relu units cut off cannot be followed back; it is NaN, and flagged.
+    fine = ~found.at_floor[:, None, None].expand_as(found.growth)
+    assert kind == "relu" or fine.all()
+    moved = J @ found.covariant[:, :, :-1]
+    length = torch.linalg.vector_norm(moved, dim=-2)
+    torch.testing.assert_close(found.growth[fine], length.log()[fine], atol=1e-9, rtol=0)
+    cosine = ((moved * found.covariant[:, :, 1:]).sum(-2) / length).abs()[fine]
+    torch.testing.assert_close(cosine, torch.ones_like(cosine), atol=1e-12, rtol=0)
+    pulled = J.mT @ found.adjoint[:, :, 1:]
+    across = (pulled * found.adjoint[:, :, :-1]).sum(-2) / torch.linalg.vector_norm(pulled, dim=-2)
+    # An adjoint vector is orthogonal to all others: it takes all of them to know one.
+    across = across.abs()[fine.all(-1)]
+    torch.testing.assert_close(across, torch.ones_like(across), atol=1e-9, rtol=0)
+
+
+@every_kind
+@pytest.mark.parametrize("convention", ["full", "hidden"])
+def test_local_exponents_of_a_closed_loop(kind, convention):
+    """From a given frame, log R_ii of autograd's Jacobians, step by step."""
+    network = population(kind, 2)
+    x = sequences()
+    D = network.closed_orbit(x, steps=1, state=convention).tangent_size
+    frame = torch.randn((D, 2), generator=generator_for("frame"), dtype=F64)
+    options = {"loop": "closed", "steps": 6, "state": convention, "tangents": frame}
+    found = local_exponents(network, x, **options)
+    Q = torch.linalg.qr(frame).Q.expand(2, 2, D, 2)
+    for t, step in enumerate(network.closed_orbit(x, steps=6, state=convention).maps()):
+        Q, R = torch.linalg.qr(derivative(network, as_parts(step.before), convention) @ Q)
+        expected = R.diagonal(dim1=-2, dim2=-1).abs().log()
+        fine = ~found.at_floor[:, :, t]
+        torch.testing.assert_close(
+            found.exponents[:, :, t][fine], expected[fine], atol=1e-9, rtol=0
+        )
 
 
 def test_fixed_point_of_a_closed_rnn_of_one_unit():

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from tasks.base import UnsuitableError, generator_for
+from tasks.base import UnsuitableError, generator_for, seed_for
+from tasks.networks.dropout import DropoutStreams
 from tasks.networks.lstm import LSTM
 
 F64 = torch.float64
@@ -30,7 +31,7 @@ def sequences(num_sequences=4, num_steps=7):
 
 
 def masks(count=3, start=0):
-    return [generator_for(n, "dropout") for n in range(start, start + count)]
+    return DropoutStreams([seed_for(n, "dropout") for n in range(start, start + count)])
 
 
 def oracle(network, member):
@@ -53,13 +54,12 @@ def oracle(network, member):
 
 @pytest.mark.parametrize("layers", [1, 2, 3])
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("kernel", ["_run_fused", "_run_batched"])
-def test_outputs_gradients_and_state_equal_nn_lstm(layers, bias, kernel):
+def test_outputs_gradients_and_state_equal_nn_lstm(layers, bias):
     network = population(layers=layers, bias=bias)
     x = sequences()
     state = network._zero_state(len(x))
     for _ in range(2):  # the second pass starts from the state of the first
-        outputs, after = getattr(network, kernel)(network._entering(x), state, None)
+        outputs, after = network(x, state)
         network.zero_grad()
         outputs.square().sum().backward()
         for n in range(3):
@@ -75,12 +75,14 @@ def test_outputs_gradients_and_state_equal_nn_lstm(layers, bias, kernel):
             for layer in range(layers):
                 torch.testing.assert_close(after[layer][0][n], h[layer], atol=1e-10, rtol=0)
                 torch.testing.assert_close(after[layer][1][n], c[layer], atol=1e-10, rtol=0)
-                torch.testing.assert_close(
-                    getattr(network, f"weight_rec_{layer}").grad[n],
-                    getattr(reference, f"weight_hh_l{layer}").grad,
-                    atol=1e-10,
-                    rtol=1e-10,
-                )
+                pairs = [("weight_in", "weight_ih"), ("weight_rec", "weight_hh")]
+                for ours, theirs in [*pairs, *([("bias", "bias_ih")] if bias else [])]:
+                    torch.testing.assert_close(
+                        getattr(network, f"{ours}_{layer}").grad[n],
+                        getattr(reference, f"{theirs}_l{layer}").grad,
+                        atol=1e-10,
+                        rtol=1e-10,
+                    )
         state = after
 
 
@@ -88,20 +90,6 @@ def test_tokens_are_one_hot_inputs():
     network = population()
     one_hot = torch.nn.functional.one_hot(tokens(), ALPHABET).to(F64)
     assert torch.equal(network(tokens())[0], network(one_hot)[0])
-
-
-def test_kernels_agree_with_dropout():
-    network = population(layers=2)
-    fused, _ = network(tokens(), dropout=masks())
-    state = network._zero_state(4)
-    batched, _ = network._run_batched(network._entering(tokens()), state, masks())
-    torch.testing.assert_close(fused, batched, atol=1e-12, rtol=0)
-    assert not torch.equal(fused[1], network(tokens())[0][1])
-    # Member 0 has rate 0: nothing is dropped and nothing is drawn.
-    assert torch.equal(fused[0], network(tokens())[0][0])
-    untouched, used = masks()[0], masks()
-    network(tokens(), dropout=used)
-    assert torch.equal(untouched.get_state(), used[0].get_state())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, F64])

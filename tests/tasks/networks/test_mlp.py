@@ -5,7 +5,7 @@ import torch
 from torch.func import jacrev
 
 from tasks.base import generator_for
-from tasks.networks.layers import dropout, dropout_mask
+from tasks.networks.dropout import DropoutStreams
 from tasks.networks.mlp import ACTIVATIONS, MLP
 
 F64 = torch.float64
@@ -80,23 +80,8 @@ def test_orthogonal_start_weights_are_semi_orthogonal(outputs, inputs):
     torch.testing.assert_close(gram, 9 * torch.eye(4, dtype=F64), atol=1e-13, rtol=0)
 
 
-def test_dropout_keeps_the_mean_and_depends_on_no_company():
-    x = torch.ones(2, 200, 300, dtype=F64)
-    both = dropout(x, [0.25, 0.0], [generator_for("a"), generator_for("b")])
-    alone = dropout(x[:1], [0.25], [generator_for("a")])
-    assert torch.equal(both[0], alone[0])
-    assert torch.equal(both[1], x[1])
-    assert set(both[0].unique().tolist()) == {0.0, 1 / 0.75}
-    # Standard error of a mean of 60,000 such values is 0.0024.
-    assert both[0].mean().item() == pytest.approx(1, abs=0.01)
-    single = dropout_mask((4, 5), 0.5, generator_for("c"), torch.zeros(1, dtype=torch.float32))
-    double = dropout_mask((4, 5), 0.5, generator_for("c"), torch.zeros(1, dtype=F64))
-    assert torch.equal(single.double(), double)
-
-
 def test_dropout_acts_in_training_only():
     network = population(dropout=0.5, width=20)
     x = vectors()
-    generators = [generator_for(n, "dropout") for n in range(3)]
-    assert not torch.equal(network(x, dropout=generators)[0], network(x)[0])
+    assert not torch.equal(network(x, dropout=DropoutStreams([1, 2, 3]))[0], network(x)[0])
     assert torch.equal(network(x)[0], network(x)[0])

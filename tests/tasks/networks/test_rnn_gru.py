@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from tasks.base import generator_for
+from tasks.base import generator_for, seed_for
+from tasks.networks.dropout import DropoutStreams
 from tasks.networks.gru import GRU
 from tasks.networks.rnn import RNN
 
@@ -48,7 +49,7 @@ def sequences(num_sequences=4, num_steps=7):
 
 
 def masks(count=3, start=0):
-    return [generator_for(n, "dropout") for n in range(start, start + count)]
+    return DropoutStreams([seed_for(n, "dropout") for n in range(start, start + count)])
 
 
 def oracle(kind, network, member):
@@ -73,13 +74,12 @@ def oracle(kind, network, member):
 @every_kind
 @pytest.mark.parametrize("layers", [1, 2, 3])
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("kernel", ["_run_fused", "_run_batched"])
-def test_outputs_gradients_and_state_equal_torch_nn(kind, layers, bias, kernel):
+def test_outputs_gradients_and_state_equal_torch_nn(kind, layers, bias):
     network = population(kind, layers=layers, bias=bias)
     x = sequences()
     state = network._zero_state(len(x))
     for _ in range(2):  # the second pass starts from the state of the first
-        outputs, after = getattr(network, kernel)(network._entering(x), state, None)
+        outputs, after = network(x, state)
         network.zero_grad()
         outputs.square().sum().backward()
         for n in range(3):
@@ -118,18 +118,6 @@ def test_tokens_are_one_hot_inputs(kind):
     network = population(kind)
     one_hot = torch.nn.functional.one_hot(tokens(), ALPHABET).to(F64)
     assert torch.equal(network(tokens())[0], network(one_hot)[0])
-
-
-@every_kind
-def test_kernels_agree_with_dropout(kind):
-    network = population(kind, layers=2)
-    fused, _ = network(tokens(), dropout=masks())
-    state = network._zero_state(4)
-    batched, _ = network._run_batched(network._entering(tokens()), state, masks())
-    torch.testing.assert_close(fused, batched, atol=1e-12, rtol=0)
-    assert not torch.equal(fused[1], network(tokens())[0][1])
-    # Member 0 has rate 0: nothing is dropped and nothing is drawn.
-    assert torch.equal(fused[0], network(tokens())[0][0])
 
 
 @every_kind

@@ -1,0 +1,66 @@
+"""What a GRU does between the products of a step, forth and back.
+
+r, z = σ of their arguments, n = tanh(a + r m), h' = n + z (h − n), with a = W_n x + b_n and
+m = U_n h + b_hn. With δ the gradient of what follows it: δn = (1 − z) δh' and δz = (h − n) δh',
+each by its slope; then δa = δn, δm = r δn, δr = m δn by its slope, and h gets z δh' past all that.
+
+Shapes: N members, B sequences, H units. Rows of V and of the arguments: r, z, a (later n), m.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from tasks.networks.activations import IN_PLACE
+from tasks.networks.recurrent_walk import Walk
+
+_sigmoid, _tanh = IN_PLACE["sigmoid"], IN_PLACE["tanh"]
+
+
+class GRUWalk(Walk):
+    """One GRU layer on its way; the state is h."""
+
+    def _prepare(self) -> None:
+        H = self.num_units
+        self._logistic = [a[:, : 2 * H] for a in self.arguments_NRB]
+        self._gates = [torch.split(a, H, dim=1) for a in self.arguments_NRB]
+        self._difference = self._scratch("difference", H)
+
+    def begin(self, parts_NBH: Sequence[Tensor] | None) -> None:
+        """Sets h before the first step; None for zeros."""
+        if parts_NBH is None:
+            self.h_NHB[0].zero_()
+        else:
+            self.h_NHB[0].copy_(parts_NBH[0].mT)
+
+    def _advance(self, step: int) -> None:
+        r, z, n, m = self._gates[step]
+        _sigmoid.apply(self._logistic[step], self._logistic[step])
+        n.addcmul_(r, m)
+        _tanh.apply(n, n)
+        torch.sub(self.h_NHB[step], n, out=self._difference)
+        torch.addcmul(n, z, self._difference, out=self.h_NHB[step + 1])
+
+    def end(self) -> tuple[Tensor, ...]:
+        """A copy of h after the last step, (N, B, H)."""
+        return (self.h_NHB[-1].mT.clone(),)
+
+    def _begin_back(self) -> None:
+        H = self.num_units
+        self._past = self._scratch("past", H)
+        self._d_logistic = self._d_arguments[:, : 2 * H]
+        self._d_gates = torch.split(self._d_arguments, H, dim=1)
+
+    def _retreat(self, step: int, d_h: Tensor, d_arguments: Tensor) -> Tensor:
+        r, z, n, m = self._gates[step]
+        d_r, d_z, d_n, d_m = self._d_gates
+        torch.mul(d_h, z, out=self._past)
+        torch.sub(d_h, self._past, out=d_n)
+        _tanh.pull_back(d_n, n)
+        torch.mul(d_n, r, out=d_m)
+        torch.mul(d_n, m, out=d_r)
+        torch.sub(self.h_NHB[step], n, out=d_z)
+        d_z.mul_(d_h)
+        _sigmoid.pull_back(self._d_logistic, self._logistic[step])
+        return self._past
