@@ -13,7 +13,7 @@ READY := .venv/.ready-$(shell pwd -P | cksum | cut -d ' ' -f 1)
 UNFINISHED := .venv/.unfinished
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 
-.PHONY: help setup demo test lint bench bench-engine clean
+.PHONY: help setup demo test lint bench bench-engine bench-sweep clean
 
 help: ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 16
@@ -67,6 +67,9 @@ bench: $(READY) ## measure what we claim to be fast; prints one table
 
 bench-engine: $(READY) ## spectra beside the textbook way and their bare products
 	@OMP_NUM_THREADS=1 $(BIN)/python tests/bench/run_all.py engine
+
+bench-sweep: $(READY) ## whole sweeps beside Ray Tune and others (an hour; ARGS="mlp10 lstm64" for some)
+	@$(BIN)/python tests/bench/bench_sweep.py $(ARGS)
 
 clean: ## remove .venv, caches and build products; sweeps and reports stay
 	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -4,12 +4,15 @@ Exit codes: 0 done; 2 bad usage or configuration, nothing was started; 1 somethi
 130 interrupted, `lyapsweep resume` goes on. Progress and errors go to standard error.
 """
 
+import atexit
+import gc
 import os
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from importlib.metadata import entry_points, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
@@ -77,7 +80,9 @@ SettingsArgument = Annotated[
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="Name of a sweep.")]
 ExecutorOption = Annotated[
     Optional[str],  # noqa: UP045
-    typer.Option("--executor", metavar="inline|ray", help="Where to train. [default: of the conf]"),
+    typer.Option(
+        "--executor", metavar="process|ray|inline", help="Where to train. [default: of the conf]"
+    ),
 ]
 AddressOption = Annotated[
     Optional[str],  # noqa: UP045
@@ -106,20 +111,25 @@ def sweep(
     from pipeline import config as configs
     from pipeline import sweep as sweeps
     from pipeline.home import Home
-    from pipeline.store import check_name, open_store
+    from pipeline.sizing import settled
+    from pipeline.store import check_name, open_store, store_uri
 
     path = configs.find(conf)
     chosen = check_name(name or f"{path.stem}-{time.strftime('%Y%m%d-%H%M%S')}")
     config = configs.load(path, _with_executor(settings, executor))
-    _check_address(config, address)
-    sweeps.preflight(config)
-    opened = open_store(store)
-    opened.prepare()
-    home = Home.of(chosen)
-    home.create()
-    sweeps.check_free(chosen, opened)
-    # Before the sweep is made known: one that cannot start should not take the name.
-    with _executor(config, address) as ready:
+    kind = _executor_kind(config, address)
+    sweeps.preflight(config, executor=kind)
+    # Before the workers start: what it measures they would disturb.
+    config = settled(config)
+    # Absolute from here on: while Ray starts, the working folder is another.
+    uri, home = store_uri(store), Home.of(chosen)
+    with _starting(kind, config, address) as executor_ready:
+        opened = open_store(uri)
+        opened.prepare()
+        home.create()
+        sweeps.check_free(chosen, opened)
+        # Before the sweep is made known: one that cannot start should not take the name.
+        ready = executor_ready()
         _drive(config, sweeps.create(config, chosen, opened), opened, home, ready)
 
 
@@ -145,11 +155,12 @@ def resume(
     opened = open_store(store)
     info = opened.sweep(check_name(name))
     config = configs.with_execution(sweeps.stored_config(info), _with_executor(settings, executor))
-    _check_address(config, address)
-    sweeps.preflight(config)
-    opened.prepare()
-    with _executor(config, address) as ready:
-        _drive(config, info, opened, Home.of(name), ready)
+    kind = _executor_kind(config, address)
+    sweeps.preflight(config, executor=kind)
+    home = Home.of(name)
+    with _starting(kind, config, address) as executor_ready:
+        opened.prepare()
+        _drive(config, info, opened, home, executor_ready())
 
 
 @app.command()
@@ -211,10 +222,15 @@ def status(
 
 
 def _status_details(info: "SweepInfo", store: "Store", home: Any) -> None:
+    from pipeline.accounting import epochs_of
+    from pipeline.progress import epochs
+
+    headers = [record.header for record in store.records(info.name)]
+    counted = epochs_of(headers, home)
+    if counted.planned:
+        typer.echo(f"trained: {epochs(counted.spent, counted.planned, counted.again)}")
     finished = [
-        (record.header.value, record.header.trial)
-        for record in store.records(info.name)
-        if record.header.state == "complete" and record.header.value is not None
+        (h.value, h.trial) for h in headers if h.state == "complete" and h.value is not None
     ]
     if finished:
         loss, number = min(finished)
@@ -410,6 +426,9 @@ def version_() -> None:
 def main() -> None:
     """Entry point of the console script: runs a command, turns faults into one line each."""
     _add_commands()
+    # At the exit Python looks through all objects for cycles: half a second after torch, for
+    # nothing.
+    atexit.register(gc.freeze)
     command = typer.main.get_command(app)
     try:
         code = command.main(standalone_mode=False)
@@ -463,16 +482,21 @@ def _with_executor(settings: list[str] | None, executor: str | None) -> list[str
     return [*found, f"execution.executor={executor}"] if executor else found
 
 
-def _check_address(config: "SweepConfig", address: str | None) -> None:
-    if address is not None and config.execution.executor != "ray":
-        raise typer.BadParameter("--address goes with --executor ray")
+def _executor_kind(config: "SweepConfig", address: str | None) -> str:
+    """process, ray or inline: what `auto` means here."""
+    asked = config.execution.executor
+    if address is not None and asked not in ("auto", "ray"):
+        raise typer.BadParameter(f"--address goes with --executor ray, not {asked}")
+    if asked != "auto":
+        return asked
+    return "ray" if address or os.environ.get("RAY_ADDRESS") else "process"
 
 
 def _drive(
     config: "SweepConfig", info: "SweepInfo", store: "Store", home: Any, executor: "Executor"
 ) -> None:
     """Runs a driver to its end under Ctrl-C, and says what to do next."""
-    from pipeline.progress import duration, summary, view_for
+    from pipeline.progress import duration, epochs, summary, view_for
     from pipeline.sweep import Driver
 
     started = time.monotonic()
@@ -485,7 +509,9 @@ def _drive(
         typer.echo(f"go on with: lyapsweep resume {info.name}")
         raise
     took = duration(time.monotonic() - started)
-    typer.echo(f"{info.name}: {summary(outcome.progress)}, in {took}")
+    done = outcome.progress
+    typer.echo(f"{info.name}: {summary(done)}, in {took}")
+    typer.echo(f"trained: {epochs(done.epochs_spent, done.epochs_planned, done.epochs_again)}")
     _say_next(outcome, info.name)
 
 
@@ -504,25 +530,45 @@ def _say_next(outcome: "Outcome", name: str) -> None:
 
 
 @contextmanager
-def _executor(config: "SweepConfig", address: str | None) -> "Iterator[Executor]":
-    found: Executor
-    if config.execution.executor == "inline":
+def _starting(
+    kind: str, config: "SweepConfig", address: str | None
+) -> "Iterator[Callable[[], Executor]]":
+    """Starts an executor in the background; calling what this yields waits for it."""
+    with ThreadPoolExecutor(1) as background:
+        starting = background.submit(_executor, kind, config, address)
+        try:
+            yield starting.result
+        finally:
+            with suppress(Exception):  # One that did not start needs no end; why is known.
+                starting.result().close()
+
+
+def _executor(kind: str, config: "SweepConfig", address: str | None) -> "Executor":
+    if kind == "inline":
         from pipeline.executors.inline import InlineExecutor
 
-        found = InlineExecutor()
-    else:
-        from pipeline.executors.ray import RayExecutor
+        return InlineExecutor()
+    from pipeline.sweep import typical_cohort
 
-        found = RayExecutor(
-            workers=config.execution.workers,
-            threads=config.execution.threads,
-            address=address,
-            gpus=1.0 if config.execution.device.startswith("cuda") else 0.0,
+    execution = config.execution
+    if kind == "process":
+        from pipeline.executors.process import ProcessExecutor
+
+        return ProcessExecutor(
+            workers=execution.workers,
+            threads=execution.num_threads,
+            device=execution.device,
+            warm=typical_cohort(config),
         )
-    try:
-        yield found
-    finally:
-        found.close()
+    from pipeline.executors.ray import RayExecutor
+
+    return RayExecutor(
+        workers=execution.workers,
+        threads=execution.num_threads,
+        address=address or os.environ.get("RAY_ADDRESS"),
+        gpus=1.0 if execution.device.startswith("cuda") else 0.0,
+        warm=typical_cohort(config),
+    )
 
 
 @contextmanager

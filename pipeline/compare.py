@@ -53,6 +53,8 @@ def rerun(config: SweepConfig, record: TrialRecord) -> pa.Table:
     rows: list[Row] = []
     for rung in train(cohort):
         rows += rung.rows[spec.number]
+        if rung.epoch == record.header.pruned_at:
+            break
     return records.to_table(record.header.sweep, spec.number, rows)
 
 

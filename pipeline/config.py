@@ -4,6 +4,7 @@ The only reader of YAML. A tree has the sections
 
     seed, trials                 of the sweep
     sampler: {name, batch}       how the ranges are sampled
+    pruner: {name, …}            who leaves before the last epoch (`pipeline.pruning`)
     task: {name, …}              what is learned
     network: {name, …}           by what
     trainer: {…}                 how
@@ -11,6 +12,10 @@ The only reader of YAML. A tree has the sections
     execution: {…}               where; changes no result (its cohort_size sets a default batch)
 
 and a range may stand wherever a value may in task, network and trainer (`pipeline.space`).
+
+`execution.cohort_size: auto` leaves a config unsettled: `pipeline.sizing.settled` measures, and
+fixes it with what follows from it before the sweep is created, so that the stored tree plans the
+same cohorts for ever after.
 """
 
 import dataclasses
@@ -18,6 +23,7 @@ import difflib
 import hashlib
 import itertools
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
@@ -29,15 +35,17 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import TypeAdapter, ValidationError
 
-from pipeline import catalog, space
+from pipeline import catalog, pruning, space
 from pipeline.optim import Trainer
 from pipeline.plan import Choice, Limits, TrialSpec
 from pipeline.space import Range, RangeError
 from tasks.base import Bounds, Config, seed_for
 
 _RANGED = ("task", "network", "trainer")
-_MAPPINGS = ("sampler", "trainer", "measure", "execution")
-_SECTIONS = ("seed", "trials", "sampler", *_RANGED, "measure", "execution")
+_MAPPINGS = ("sampler", "pruner", "trainer", "measure", "execution")
+_SECTIONS = ("seed", "trials", "sampler", "pruner", *_RANGED, "measure", "execution")
+# Trials that results do not steer are asked for so many cohorts at a time.
+_COHORTS_A_BATCH = 8
 
 
 class ConfigError(ValueError):
@@ -48,13 +56,16 @@ class ConfigError(ValueError):
 class Sampler(Config):
     """How values are drawn from the ranges.
 
-    batch: trials asked for at a time; None takes eight cohorts, two for adaptive samplers.
-        These learn from a batch before they are asked for the next, so that a sweep repeats
-        exactly whatever the number of workers.
+    batch: trials asked for at a time. Adaptive samplers learn from a batch before they are asked
+        for the next, so that a sweep repeats exactly whatever the number of workers; None takes
+        a cohort for each worker, but no more than an eighth of the trials (or ten), lest the
+        sampler learn too seldom. For the others None takes eight cohorts.
+    startup: trials that tpe and gp draw at random before they learn.
     """
 
     name: Literal["qmc", "random", "grid", "tpe", "gp", "cmaes"] = "qmc"
     batch: Annotated[int, Bounds(ge=1, le=100_000)] | None = None
+    startup: Annotated[int, Bounds(ge=1, le=100_000)] = 10
 
     @property
     def is_adaptive(self) -> bool:
@@ -66,24 +77,46 @@ class Sampler(Config):
 class Execution(Config):
     """Where and with what a sweep runs.
 
-    executor: ray or inline (this process).
-    workers: Ray workers; None takes one for each `threads` cores.
-    threads: torch threads of a worker.
-    cohort_size: most trials trained as one population.
+    executor: process (workers on this machine), ray, inline (no worker); auto takes ray where
+        the address of a cluster is given, else process.
+    workers: how many; None takes one for each `threads` cores, or for each GPU.
+    threads: torch threads of a worker; None shares the cores out among `workers` where these
+        are given, else takes 1.
+    cohort_size: most trials trained as one population; auto measures what is fastest here and
+        fits into memory, when the sweep is created.
     device: cpu, cuda, cuda:0, …
     attempts: how often a trial is tried when its worker is lost.
     max_failed_share: share of the trials that may raise before the sweep stops.
     keep_weights: store every trial's final weights as safetensors.
     """
 
-    executor: Literal["inline", "ray"] = "ray"
+    executor: Literal["auto", "inline", "process", "ray"] = "auto"
     workers: Annotated[int, Bounds(ge=1, le=10_000)] | None = None
-    threads: Annotated[int, Bounds(ge=1, le=1024)] = 1
-    cohort_size: Annotated[int, Bounds(ge=1, le=4096)] = 8
+    threads: Annotated[int, Bounds(ge=1, le=1024)] | None = None
+    cohort_size: Annotated[int, Bounds(ge=1, le=4096)] | Literal["auto"] = "auto"
     device: str = "cpu"
     attempts: Annotated[int, Bounds(ge=1, le=100)] = 3
     max_failed_share: Annotated[float, Bounds(ge=0, le=1)] = 0.2
     keep_weights: bool = False
+
+    @property
+    def num_threads(self) -> int:
+        """Torch threads of a worker."""
+        if self.threads is not None:
+            return self.threads
+        return max(1, cores() // self.workers) if self.workers else 1
+
+    @property
+    def num_workers(self) -> int:
+        """How many cohorts train at a time on this machine."""
+        if self.executor == "inline":
+            return 1
+        return self.workers or max(1, cores() // self.num_threads)
+
+
+def cores() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0))
 
 
 @dataclass(frozen=True)
@@ -103,31 +136,54 @@ class SweepConfig:
     trials: int
     sampler: Sampler
     measure: tuple[Choice, ...]
+    epochs: int
+    pruner: Choice
     execution: Execution = field(default_factory=Execution)
 
     @cached_property
     def hash(self) -> str:
-        """sha256 of the canonical tree without `execution`, which changes no result."""
-        content = {k: v for k, v in self.tree.items() if k != "execution"}
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+        """`hash_of` the tree."""
+        return hash_of(self.tree)
+
+    @property
+    def is_settled(self) -> bool:
+        """False while the cohort size is still to be measured."""
+        return self.execution.cohort_size != "auto"
 
     @property
     def batch_size(self) -> int:
         """How many trials the sampler is asked for at a time."""
-        assert self.sampler.batch is not None, "resolved by check"
+        assert self.sampler.batch is not None, "settled before it is planned"
         return self.sampler.batch
 
-    @property
+    @cached_property
+    def judge(self) -> pruning.Pruner | None:
+        """Who decides at rungs, or None."""
+        return pruning.make_pruner(self.pruner, epochs=self.epochs, seed=self.seed)
+
+    @cached_property
     def limits(self) -> Limits:
         """What the planner needs to know of this sweep."""
+        assert self.execution.cohort_size != "auto", "settled before it is planned"
+        return self.limits_of(self.execution.cohort_size)
+
+    def limits_of(self, cohort_size: int) -> Limits:
+        """What they would be with cohorts of this size."""
+        pruner = self.judge
         return Limits(
-            size=self.execution.cohort_size,
+            size=cohort_size,
             sweep_seed=self.seed,
             measure=self.measure,
             device=self.execution.device,
-            threads=self.execution.threads,
+            threads=self.execution.num_threads,
             keep_weights=self.execution.keep_weights,
+            pauses=frozenset() if pruner is None else pruner.rungs,
         )
+
+    def with_cohort_size(self, cohort_size: int) -> "SweepConfig":
+        """Settled: with this size and the defaults that follow from it."""
+        execution = {**self.tree["execution"], "cohort_size": cohort_size}
+        return check({**self.tree, "execution": execution})
 
     def spec(self, number: int, values: Mapping[str, Any]) -> TrialSpec:
         """Trial `number` with the sampled `values`. Raises ConfigError, KeyError."""
@@ -153,6 +209,12 @@ class SweepConfig:
         for key, value in dataclasses.asdict(spec.trainer).items():
             found[f"trainer.{key}"] = value
         return found
+
+
+def hash_of(tree: Mapping[str, Any]) -> str:
+    """sha256 of the canonical tree without `execution`, which changes no result."""
+    content = {k: v for k, v in tree.items() if k != "execution"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def find(conf: str) -> Path:
@@ -214,6 +276,16 @@ def with_execution(config: SweepConfig, overrides: Sequence[str]) -> SweepConfig
                 f"command line {override!r}: a sweep that was begun keeps its settings; only "
                 "execution.… can change, or start another sweep"
             )
+        if key == "execution.cohort_size" and config.pruner.name != pruning.NONE:
+            raise ConfigError(
+                f"command line {override!r}: a sweep with a pruner keeps its cohorts, for the "
+                "members of a cohort are judged by one another; start another sweep"
+            )
+        if tree["execution"].get("cohort_size") == "auto":
+            raise ConfigError(
+                f"command line {override!r}: auto was settled when the sweep was created; "
+                "must be a whole number now"
+            )
         origin[key] = f"command line {override!r}:"
     return check(tree, origin=origin)
 
@@ -255,7 +327,7 @@ def check(
         if key not in _SECTIONS:
             problems.add(str(key), _unknown(str(key), _SECTIONS))
     ranges = problems.ranges({k: tree[k] for k in tree if k in _RANGED})
-    for key in ("seed", "trials", "sampler", "measure", "execution"):
+    for key in ("seed", "trials", "sampler", "pruner", "measure", "execution"):
         for path, node in space.walk(tree.get(key), key):
             if isinstance(node, Mapping) and node:
                 problems.add(path, "a range may stand in task, network and trainer only")
@@ -278,16 +350,21 @@ def check(
     problems.raise_any()
 
     trials = _num_trials(problems, tree, sampler, ranges)
-    measure = _measurements(problems, tree.get("measure", {}), max(t.epochs for *_, t in found))
-    problems.raise_any()
-    if sampler.batch is None:
-        cohorts = 2 if sampler.is_adaptive else 8
-        sampler = dataclasses.replace(sampler, batch=cohorts * execution.cohort_size)
     task, network, trainer = found[0]
+    measure = _measurements(problems, tree.get("measure", {}), trainer.epochs)
+    pruner = _pruner(problems, tree.get("pruner", {}), trainer.epochs)
+    problems.raise_any()
+    size = execution.cohort_size
+    if sampler.batch is None and size != "auto":
+        sampler = dataclasses.replace(sampler, batch=_batch(sampler, trials, size, execution))
+    if isinstance(pruner.config, pruning.PrunerConfig) and pruner.config.lag is None:
+        lagging = dataclasses.replace(pruner.config, lag=execution.num_workers)
+        pruner = Choice(pruner.name, lagging)
     resolved = {
         "seed": seed,
         "trials": trials,
         "sampler": dataclasses.asdict(sampler),
+        "pruner": {"name": pruner.name, **_plain(dataclasses.asdict(pruner.config))},
         # With defaults, so that a later version with others resumes the sweep that was begun.
         "task": {**_plain(dataclasses.asdict(task.config)), **tree["task"]},
         "network": {**_plain(dataclasses.asdict(network.config)), **tree["network"]},
@@ -295,7 +372,20 @@ def check(
         "measure": {c.name: _plain(dataclasses.asdict(c.config)) for c in measure},
         "execution": dataclasses.asdict(execution),
     }
-    return SweepConfig(resolved, ranges, seed, trials, sampler, measure, execution)
+    return SweepConfig(
+        resolved, ranges, seed, trials, sampler, measure, trainer.epochs, pruner, execution
+    )
+
+
+def most_in_batch(sampler: Sampler, trials: int) -> int:
+    """Trials beyond which an adaptive sampler would learn too seldom; all for the others."""
+    return max(10, trials // 8) if sampler.is_adaptive else trials
+
+
+def _batch(sampler: Sampler, trials: int, cohort_size: int, execution: Execution) -> int:
+    if not sampler.is_adaptive:
+        return _COHORTS_A_BATCH * cohort_size
+    return min(cohort_size * execution.num_workers, most_in_batch(sampler, trials))
 
 
 def _num_trials(
@@ -331,6 +421,25 @@ def _measurements(problems: "_Problems", tree: Any, epochs: int) -> tuple[Choice
             problems.add(f"{path}.at", f"epoch {max(at)} is after the last epoch, {epochs}")
         choices.append(choice)
     return tuple(choices)
+
+
+def _pruner(problems: "_Problems", tree: Any, epochs: int) -> Choice:
+    none = Choice(pruning.NONE, Config())
+    if not isinstance(tree, Mapping):
+        problems.add("pruner", f"must be a mapping with a `name`, got {tree!r}")
+        return none
+    name = tree.get("name", pruning.NONE)
+    known = pruning.names()
+    if name not in known:
+        problems.add("pruner.name", f"must be one of {', '.join(known)}, got {name!r}")
+        return none
+    settings = {k: v for k, v in tree.items() if k != "name"}
+    kind = Config if name == pruning.NONE else pruning.pruner_type(name).Config
+    config = problems.section(kind, "pruner", settings)
+    late = [e for e in getattr(config, "at", None) or () if e >= epochs]
+    if late:
+        problems.add("pruner.at", f"epoch {late[0]} is not before the last epoch, {epochs}")
+    return none if config is None else Choice(name, config)
 
 
 def _ends(ranges: Mapping[str, Range]) -> Iterable[dict[str, Any]]:

@@ -10,7 +10,7 @@ import torch
 
 from pipeline.diagnostics.base import Moment
 from pipeline.plan import Cohort, shape_key
-from pipeline.train import Population, build, diagnostics_of
+from pipeline.train import Population, build, diagnostics_of, update
 from tasks.base import Task
 
 _UPDATES = 6
@@ -50,7 +50,7 @@ def _time(cohort: Cohort) -> Cost:
     torch.set_num_threads(cohort.threads)
     population = build(cohort)
     task, epochs = population.task, cohort.trials[0].trainer.epochs
-    update = _seconds_per_update(population)
+    each = seconds_per_update(population)
     evaluating = _seconds_of_validation(population, task)
     measuring = 0.0
     for diagnostic in diagnostics_of(cohort, population.network, task):
@@ -61,32 +61,35 @@ def _time(cohort: Cohort) -> Cost:
         diagnostic.measure(population.network, task, moment)
         measuring += readings * (time.perf_counter() - started)
     return Cost(
-        training=epochs * task.num_updates * update,
+        training=epochs * task.num_updates * each,
         evaluating=(epochs + 1) * evaluating,
         measuring=measuring,
         num_parameters=sum(p[0].numel() for p in population.network.parameters()),
     )
 
 
-def _seconds_per_update(population: Population) -> float:
-    """Median over a few updates, the first (which warms caches) left out."""
-    network, task = population.network, population.task
-    network.train()
+def seconds_per_update(
+    population: Population, *, updates: int = _UPDATES, seconds: float = _SECONDS
+) -> float:
+    """Median over a few updates, the first (which warms caches) left out.
+
+    At most `updates`, and no further one after `seconds`, but two. Trains the population.
+    """
+    is_cuda = torch.device(population.cohort.device).type == "cuda"
+    population.network.train()
+    population.optimiser.start_epoch(1)
     times: list[float] = []
     state: Any = None
     began = time.perf_counter()
-    for batch in itertools.islice(task.training_batches(1), _UPDATES):
+    for batch in itertools.islice(population.task.training_batches(1), updates):
         started = time.perf_counter()
-        outputs_N, state = network(
-            batch.inputs, None if batch.is_start else state, dropout=population.dropout
-        )
-        loss_N = task.per_example(outputs_N, batch.targets)["loss"].mean(1)
-        gradients = torch.autograd.grad(loss_N.sum(), population.optimiser.parameters)
-        population.optimiser.step(gradients, population.alive_N, 1)
+        _, state = update(population, batch, None if batch.is_start else state)
+        if is_cuda:
+            torch.cuda.synchronize(population.cohort.device)
         times.append(time.perf_counter() - started)
-        if time.perf_counter() - began > _SECONDS and len(times) > 1:
+        if time.perf_counter() - began > seconds and len(times) > 1:
             break
-    network.eval()
+    population.network.eval()
     kept = sorted(times[1:] or times)
     return kept[len(kept) // 2]
 

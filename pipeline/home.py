@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.sqlite_files import fold, prefer_wal
+
 DEFAULT_HOME = ".lyapsweep"
 
 
@@ -54,6 +56,11 @@ class Home:
         """LYAPSWEEP_OPTUNA, else a SQLite file here. Never MLflow's: both own a version table."""
         return os.environ.get("LYAPSWEEP_OPTUNA") or f"sqlite:///{self.root / 'optuna.db'}"
 
+    @property
+    def optuna_file(self) -> Path | None:
+        """The SQLite file here, None where LYAPSWEEP_OPTUNA names something else."""
+        return None if os.environ.get("LYAPSWEEP_OPTUNA") else self.root / "optuna.db"
+
     def create(self) -> None:
         """Raises HomeError where the folder cannot be written."""
         try:
@@ -62,6 +69,8 @@ class Home:
             probe = self.spool / f"write-test-{os.getpid()}.tmp"
             probe.write_bytes(b"x")
             probe.unlink()
+            if self.optuna_file is not None:
+                prefer_wal(self.optuna_file)
         except OSError as error:
             raise HomeError(f"{self.folder}: cannot be written ({error.strerror})") from error
 
@@ -109,7 +118,11 @@ class Home:
                 )
             )
             handle.flush()
-            yield
+            try:
+                yield
+            finally:
+                if self.optuna_file is not None:
+                    fold(self.optuna_file)
 
 
 def _holder(text: str) -> str:

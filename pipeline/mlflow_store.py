@@ -40,6 +40,7 @@ from mlflow.tracking import MlflowClient
 
 from pipeline import records
 from pipeline.records import RecordError, TrialRecord
+from pipeline.sqlite_files import fold, prefer_wal
 from pipeline.store import (
     NameInUseError,
     NoSuchSweepError,
@@ -62,6 +63,9 @@ _RUN_STATUS = {
     "failed": "FAILED",
 }
 _FINISHED = ("complete", "diverged", "pruned", "failed")
+
+# MLflow takes a thousand entries at a time, tags among them.
+_MOST_METRICS = 900
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -225,6 +229,9 @@ class MlflowStore:
             client.update_run(parent, status="RUNNING")
         else:
             client.set_terminated(parent, status=_RUN_STATUS[state])
+            database = _sqlite_path(self.uri)
+            if database is not None:
+                fold(database)
 
     @_guarded
     def begin_trial(self, name: str, start: TrialStart) -> None:
@@ -274,9 +281,6 @@ class MlflowStore:
         run_id = self._trials(name).get(header.trial)
         if run_id is None:
             raise StoreError(f"trial {header.trial} of {name!r} was never begun")
-        metrics = _metrics(record)
-        for start in range(0, len(metrics), 1000):
-            client.log_batch(run_id, metrics=metrics[start : start + 1000])
         client.log_artifact(run_id, str(path))
         weights = path.with_suffix(".safetensors")
         if weights.exists():
@@ -287,9 +291,15 @@ class MlflowStore:
             _SHA: hashlib.sha256(path.read_bytes()).hexdigest(),
             f"{_PREFIX}value": repr(header.value),
             **({f"{_PREFIX}diverged_at": str(header.diverged_at)} if header.diverged_at else {}),
+            **({f"{_PREFIX}pruned_at": str(header.pruned_at)} if header.pruned_at else {}),
             _STATE: header.state,
         }
-        client.log_batch(run_id, tags=[RunTag(k, v) for k, v in tags.items()])
+        # The state last: whoever reads it may read the file, and every metric.
+        metrics = _metrics(record)
+        while len(metrics) > _MOST_METRICS:
+            client.log_batch(run_id, metrics=metrics[:_MOST_METRICS])
+            metrics = metrics[_MOST_METRICS:]
+        client.log_batch(run_id, metrics=metrics, tags=[RunTag(k, v) for k, v in tags.items()])
         client.set_terminated(run_id, status=_RUN_STATUS[header.state], end_time=header.end_ms)
 
     @_guarded
@@ -510,6 +520,7 @@ def _create_database(database: Path) -> None:
         with contextlib.suppress(FileExistsError):
             # Unlike a rename, a link never replaces what another process made meanwhile.
             os.link(temporary, database)
+            prefer_wal(database)
     finally:
         for left in database.parent.glob(f"{temporary.name}*"):
             left.unlink()

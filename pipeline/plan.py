@@ -34,25 +34,32 @@ class TrialSpec:
     trainer: Trainer
 
 
-@dataclass(frozen=True)
-class Cohort:
-    """Trials trained together: equal but in fields marked PerMember.
+@dataclass(frozen=True, kw_only=True)
+class Shared:
+    """What all cohorts of a sweep have in common.
 
     Attributes:
         sweep_seed: decides data order and probe inputs, which all trials of a sweep share.
-        trials: the N members, in order.
         measure: the measurements, in order.
         device: where to train.
         threads: torch threads of the process that trains it.
-        keep_weights: whether the last rung brings each member's weights along.
+        keep_weights: whether a member's weights come along at its last rung.
+        pauses: epochs at whose rung training waits to be told who leaves.
     """
 
     sweep_seed: int
-    trials: tuple[TrialSpec, ...]
     measure: tuple[Choice, ...] = ()
     device: str = "cpu"
     threads: int = 1
     keep_weights: bool = False
+    pauses: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cohort(Shared):
+    """Trials trained together: equal but in fields marked PerMember. Members are in order."""
+
+    trials: tuple[TrialSpec, ...]
 
     @property
     def numbers(self) -> tuple[int, ...]:
@@ -60,16 +67,11 @@ class Cohort:
         return tuple(t.number for t in self.trials)
 
 
-@dataclass(frozen=True)
-class Limits:
-    """How large a cohort may be, and what all cohorts of a sweep have in common."""
+@dataclass(frozen=True, kw_only=True)
+class Limits(Shared):
+    """What the planner needs to know of a sweep: `size` is the most trials of a cohort."""
 
     size: int
-    sweep_seed: int
-    measure: tuple[Choice, ...] = ()
-    device: str = "cpu"
-    threads: int = 1
-    keep_weights: bool = False
 
 
 def shape_key(spec: TrialSpec) -> str:
@@ -93,15 +95,9 @@ def plan(specs: Iterable[TrialSpec], limits: Limits) -> list[Cohort]:
     groups: dict[str, list[TrialSpec]] = {}
     for spec in specs:
         groups.setdefault(shape_key(spec), []).append(spec)
+    shared = {f.name: getattr(limits, f.name) for f in dataclasses.fields(Shared)}
     cohorts = [
-        Cohort(
-            sweep_seed=limits.sweep_seed,
-            trials=tuple(part),
-            measure=limits.measure,
-            device=limits.device,
-            threads=limits.threads,
-            keep_weights=limits.keep_weights,
-        )
+        Cohort(trials=tuple(part), **shared)
         for group in groups.values()
         for part in _even_parts(group, limits.size)
     ]

@@ -2,19 +2,17 @@
 
 import dataclasses
 import json
-import os
 from collections import Counter
 from collections.abc import Iterator
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-import optuna
-
-from pipeline import sampling
-from pipeline.config import SweepConfig
+from pipeline.asking import rehearsed
+from pipeline.config import SweepConfig, cores
 from pipeline.estimate import estimate
-from pipeline.plan import Cohort, TrialSpec, plan
+from pipeline.plan import Cohort, plan
 from pipeline.progress import duration
+from pipeline.sizing import settled
 from pipeline.sweep import preflight
 from tasks.base import Bounds
 
@@ -25,21 +23,8 @@ def cohorts_of(config: SweepConfig) -> list[Cohort]:
     For adaptive samplers, which learn meanwhile, the values are those of trials asked without
     results; shapes may then differ from the real ones.
     """
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    study = optuna.create_study(storage=None)
-    found: list[Cohort] = []
-    first = 0
-    while first < config.trials:
-        study.sampler = sampling.make_sampler(
-            config.sampler, config.space, seed=config.seed, first_number=first
-        )
-        specs: list[TrialSpec] = []
-        for _ in range(min(config.batch_size, config.trials - first)):
-            trial = study.ask()
-            specs.append(config.spec(trial.number, sampling.suggest(trial, config.space)))
-        found += plan(specs, config.limits)
-        first += len(specs)
-    return found
+    batches = rehearsed(config, config.batch_size)
+    return [cohort for specs in batches for cohort in plan(specs, config.limits)]
 
 
 def settings_of(plugin: type[Any]) -> list[tuple[str, str, str]]:
@@ -77,6 +62,7 @@ def _admissible(hint: Any) -> str:
 def describe(config: SweepConfig, *, calibrate: bool = True) -> Iterator[str]:
     """Lines for a person. Raises what `pipeline.sweep.preflight` raises."""
     preflight(config)
+    is_measured, config = not config.is_settled, settled(config)
     cohorts = cohorts_of(config)
     tree, execution = config.tree, config.execution
     steered = "steered by results" if config.sampler.is_adaptive else "not steered by results"
@@ -88,10 +74,14 @@ def describe(config: SweepConfig, *, calibrate: bool = True) -> Iterator[str]:
         yield f"          {path}: {r}"
     sizes = Counter(len(c.trials) for c in cohorts)
     listed = ", ".join(f"{n} of {size}" for size, n in sorted(sizes.items(), reverse=True))
-    yield f"cohorts   {len(cohorts)} ({listed} trials)"
+    chosen = f", at most {execution.cohort_size} by measurement" if is_measured else ""
+    yield f"cohorts   {len(cohorts)} ({listed} trials{chosen})"
     epochs = sorted({c.trials[0].trainer.epochs for c in cohorts})
     span = str(epochs[0]) if len(epochs) == 1 else f"{epochs[0]} to {epochs[-1]}"
     yield f"epochs    {span} each"
+    if config.judge is not None:
+        rungs = ", ".join(map(str, sorted(config.judge.rungs))) or "none"
+        yield f"pruner    {config.pruner.name}, decides after epochs {rungs}"
     for choice in config.measure:
         at = getattr(choice.config, "at", None)
         when = (
@@ -100,10 +90,13 @@ def describe(config: SweepConfig, *, calibrate: bool = True) -> Iterator[str]:
             else f"at epochs {', '.join(map(str, at))}"
         )
         yield f"measure   {choice.name} {when}"
-    slots = 1
-    if execution.executor == "ray":
-        slots = execution.workers or max(1, len(os.sched_getaffinity(0)) // execution.threads)
-    yield f"executor  {execution.executor}, {slots} at a time, {execution.threads} threads each"
+    slots, threads = execution.num_workers, execution.num_threads
+    yield f"executor  {execution.executor}, {slots} at a time, {threads} threads each"
+    if slots * threads > cores():
+        yield (
+            f"warning   {slots} workers of {threads} threads hinder one another on {cores()} "
+            "cores; leave execution.threads out"
+        )
     if not calibrate:
         return
     costs = estimate(cohorts)

@@ -11,7 +11,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.sweep import Progress
+from pipeline.accounting import Progress
 
 _LINE_EVERY_SECONDS = 5.0
 _MOST_RUNNING_SHOWN = 12
@@ -88,8 +88,9 @@ def render(name: str, progress: Progress) -> RenderableType:
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="bold", no_wrap=True)
     grid.add_column(overflow="fold")
+    # What a trial that ended early did not train is done with all the same.
     done = sum(progress.running.values()) + progress.finished * progress.epochs_each
-    bar = ProgressBar(total=progress.total * progress.epochs_each, completed=done, width=40)
+    bar = ProgressBar(total=progress.epochs_planned, completed=done, width=40)
     grid.add_row(name, bar)
     grid.add_row("trials", summary(progress, with_epochs=False))
     if progress.running:
@@ -115,7 +116,8 @@ def summary(progress: Progress, *, with_epochs: bool = True) -> str:
             span = str(low) if low == high else f"{low}-{high}"
             running += f" (epoch {span}/{progress.epochs_each})"
         parts.append(running)
-    for count, word in ((progress.diverged, "diverged"), (progress.failed, "failed")):
+    counts = (progress.diverged, progress.pruned, progress.failed)
+    for count, word in zip(counts, ("diverged", "pruned", "failed"), strict=True):
         if count:
             parts.append(f"{count} {word}")
     if progress.best is not None:
@@ -125,6 +127,13 @@ def summary(progress: Progress, *, with_epochs: bool = True) -> str:
     if eta is not None and progress.finished < progress.total:
         parts.append(f"{duration(eta)} left")
     return ", ".join(parts)
+
+
+def epochs(spent: int, planned: int, again: int) -> str:
+    """What a sweep has trained, of what it would have without anyone leaving early."""
+    share = f" ({spent / planned:.0%})" if planned else ""
+    more = f", {again} more for nothing that is on record" if again else ""
+    return f"{spent} of {planned} epochs{share}{more}"
 
 
 def duration(seconds: float) -> str:

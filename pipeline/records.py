@@ -7,7 +7,8 @@ between two runs of the same trial; every other column is the same bit for bit.
 The file's schema metadata holds the trial's header (`TrialHeader`), so that one file says all
 there is to know about a trial without a database.
 
-Schema version 1. A reader refuses newer versions and files that lack a column.
+Schema version 2; version 1 lacked the header's `pruned_at`, `epochs` and `epochs_planned`, and is
+still read. A reader refuses newer versions and files that lack a column.
 """
 
 import hashlib
@@ -27,7 +28,7 @@ import pyarrow.parquet as pq
 
 from pipeline.rows import Row
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 HEADER_KEY = b"lyapsweep.trial"
 VERSION_KEY = b"lyapsweep.schema_version"
 
@@ -71,8 +72,12 @@ class TrialHeader:
         state: complete, diverged (a result), pruned, failed (an exception, or lost workers).
         params: every resolved setting by dotted name.
         sampled: names of those params that were sampled.
-        value: what the sampler was told, finite; None for failed trials.
+        value: what the sampler was told, finite; None for failed trials. Of a pruned trial it is
+            the validation loss at the epoch where it left, and not comparable with a final one.
         diverged_at: update at which the trial diverged, or None.
+        pruned_at: epoch after which a pruned trial left, or None.
+        epochs: trained until it ended, or None in files of version 1.
+        epochs_planned: of a trial that runs to its end, or None in files of version 1.
         attempt: 1 for the first run of this trial.
         start_ms, end_ms: milliseconds since 1970 UTC.
         error: traceback of a failed trial, or None.
@@ -88,6 +93,9 @@ class TrialHeader:
     sampled: tuple[str, ...]
     value: float | None
     diverged_at: int | None = None
+    pruned_at: int | None = None
+    epochs: int | None = None
+    epochs_planned: int | None = None
     attempt: int = 1
     start_ms: int = 0
     end_ms: int = 0
@@ -126,6 +134,32 @@ def to_table(sweep: str, trial: int, rows: Iterable[Row]) -> pa.Table:
         columns["seconds"].append(row.seconds)
         columns["time_ms"].append(row.time_ms)
     return pa.table(columns, schema=SCHEMA)
+
+
+def to_rows(table: pa.Table, quantities: Iterable[str]) -> list[Row]:
+    """The rows of some quantities again, as they went into `to_table`."""
+    wanted = table.filter(pc.is_in(table["quantity"], pa.array(list(quantities), pa.string())))
+    return [
+        Row(
+            epoch=row["epoch"],
+            update=row["update"],
+            quantity=row["quantity"],
+            values=_shaped(row["values"], row["shape"]),
+            axes=tuple(row["axes"]),
+            unit=row["unit"],
+            error=None if row["error"] is None else _shaped(row["error"], row["shape"]),
+            marks=None if row["marks"] is None else _shaped(row["marks"], row["shape"], np.uint8),
+            flags=tuple(row["flags"]),
+            details=json.loads(row["details"]),
+            seconds=row["seconds"],
+            time_ms=row["time_ms"],
+        )
+        for row in wanted.to_pylist()
+    ]
+
+
+def _shaped(values: list[Any], shape: list[int], dtype: Any = np.float64) -> np.ndarray:
+    return np.asarray(values, dtype=dtype).reshape(shape)
 
 
 def write(record: TrialRecord, path: Path) -> None:

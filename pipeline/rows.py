@@ -1,6 +1,7 @@
 """One measured quantity of one trial at one epoch, as plain numbers: what workers hand back."""
 
 import json
+import time
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -55,3 +56,8 @@ class Row:
             json.dumps(self.details)
         except (TypeError, ValueError) as error:
             raise ValueError(f"{self.quantity}: details must be JSON values ({error})") from error
+
+
+def now_ms() -> int:
+    """Milliseconds since 1970 UTC."""
+    return time.time_ns() // 1_000_000

@@ -2,7 +2,9 @@
 
 The samplers that results must not steer (qmc, random, grid) are indexed by the trial's number:
 trial 17 of a sweep has the same values whatever was asked, lost or resumed before it. The
-adaptive ones (tpe, gp, cmaes) are reseeded for each batch from (sweep seed, first number).
+adaptive ones (tpe, gp, cmaes) are reseeded for each batch from (sweep seed, first number). Of a
+batch TPE knows what it has asked for and not been told yet, and takes it for bad (constant liar),
+so that the trials of a batch keep apart.
 
 Optuna's own QMC and random samplers do the drawing. What is added: the space is known from the
 start (Optuna's QMC sampler infers it from finished trials, and draws the first at random).
@@ -50,9 +52,14 @@ def make_sampler(
             case "grid":
                 return _NumberedGrid(space)
             case "tpe":
-                return TPESampler(seed=batch_seed, constant_liar=True, multivariate=True)
+                return TPESampler(
+                    seed=batch_seed,
+                    constant_liar=True,
+                    multivariate=True,
+                    n_startup_trials=sampler.startup,
+                )
             case "gp":
-                return GPSampler(seed=batch_seed)
+                return GPSampler(seed=batch_seed, n_startup_trials=sampler.startup)
             case "cmaes":
                 return CmaEsSampler(seed=batch_seed)
 

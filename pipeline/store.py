@@ -142,6 +142,8 @@ def store_uri(uri: str | None = None) -> str:
     uri = uri or DEFAULT_URI
     if uri.startswith("sqlite:///"):
         return f"sqlite:///{Path(uri.removeprefix('sqlite:///')).absolute()}"
+    if uri.startswith("folder:"):
+        return f"folder:{Path(uri.removeprefix('folder:')).absolute()}"
     return uri
 
 

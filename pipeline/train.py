@@ -1,17 +1,20 @@
 """THE training loop: a cohort of N >= 1 networks, trained as one, yielding at each rung.
 
 A rung is the end of an epoch (rung 0 is before training): losses and scores of every member,
-and whatever measurements are due. The caller may stop asking at any rung.
+and whatever measurements are due. The caller may stop asking at any rung, or say who leaves.
 
 A member whose loss or gradient is not finite has diverged: it is frozen at its last finite
-weights, its losses are recorded once as NaN with the flag `diverged`, and the others go on.
+weights, its losses are recorded once as NaN with the flag `diverged`, and it leaves at the next
+rung. Whoever leaves is cut out of the population; the others go on as if it had stayed.
 
 Shapes: N members, B examples, T steps, M predictions.
 """
 
+import dataclasses
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,11 +24,14 @@ from torch import Tensor
 
 from pipeline import catalog
 from pipeline.diagnostics.base import Diagnostic, Moment, Reading
-from pipeline.optim import Optimiser
+from pipeline.optim import Optimiser, Trainer
 from pipeline.plan import Cohort
-from pipeline.rows import Row
-from tasks.base import Split, Task, UnsuitableError, generator_for, seed_for
+from pipeline.rows import Row, now_ms
+from tasks.base import Batch, Split, Task, UnsuitableError, generator_for, seed_for
 from tasks.networks.base import Network
+from tasks.networks.dropout import DropoutStreams
+
+_UPDATES_BETWEEN_LOOKS = 32
 
 
 @dataclass(frozen=True)
@@ -34,11 +40,12 @@ class Rung:
 
     Attributes:
         epoch, update: how far it is.
-        rows: trial number → rows obtained since the rung before.
-        val_loss: trial number → validation loss, NaN for diverged trials.
+        rows: trial number → rows obtained since the rung before; none for those that have left.
+        val_loss: trial number → validation loss, NaN for diverged trials and those that left.
         diverged_at: trial number → update at which it diverged; the living are absent.
         is_last: True if nothing follows.
-        weights: trial number → name → array, at the last rung if asked for.
+        weights: trial number → name → array, if asked for, of trials that diverged since the
+            rung before or that reached the last epoch.
         provenance: what this process is: versions, data fingerprint.
     """
 
@@ -54,14 +61,19 @@ class Rung:
 
 @dataclass
 class Population:
-    """A cohort's networks with what training them needs."""
+    """A cohort's networks with what training them needs.
+
+    alive_N, died_at_N: who still lives, and the update at which the others died (0 for the
+        living). They stay on the device; `note_divergence` brings what they say to the CPU.
+    """
 
     cohort: Cohort
     task: Task
     network: Network
     optimiser: Optimiser
-    dropout: list[torch.Generator]
+    dropout: DropoutStreams
     alive_N: Tensor
+    died_at_N: Tensor
     update: int = 0
     diverged_at: dict[int, int] = field(default_factory=dict)
 
@@ -69,6 +81,20 @@ class Population:
     def numbers(self) -> tuple[int, ...]:
         """Trial numbers in member order."""
         return self.cohort.numbers
+
+    def keep(self, members: Sequence[int]) -> None:
+        """Cuts the population down to these members, in this order, between two epochs.
+
+        What becomes of them does not change.
+        """
+        trials = tuple(self.cohort.trials[n] for n in members)
+        self.cohort = dataclasses.replace(self.cohort, trials=trials)
+        rows = torch.tensor(list(members), device=self.alive_N.device)
+        self.network.select(members)
+        self.optimiser.select(members, self.network.pack())
+        self.dropout.select(rows)
+        self.alive_N, self.died_at_N = self.alive_N[rows], self.died_at_N[rows]
+        self.diverged_at = {n: u for n, u in self.diverged_at.items() if n in self.numbers}
 
 
 def build(cohort: Cohort, task: Task | None = None) -> Population:
@@ -100,9 +126,10 @@ def build(cohort: Cohort, task: Task | None = None) -> Population:
         cohort=cohort,
         task=task,
         network=network,
-        optimiser=Optimiser(list(network.parameters()), [t.trainer for t in cohort.trials]),
-        dropout=[generator_for(t.seed, "dropout") for t in cohort.trials],
+        optimiser=Optimiser(network.pack(), [t.trainer for t in cohort.trials]),
+        dropout=DropoutStreams([seed_for(t.seed, "dropout") for t in cohort.trials], cohort.device),
         alive_N=torch.ones(len(cohort.trials), dtype=torch.bool, device=cohort.device),
+        died_at_N=torch.zeros(len(cohort.trials), dtype=torch.int64, device=cohort.device),
     )
 
 
@@ -128,12 +155,19 @@ def diagnostics_of(cohort: Cohort, network: Network, task: Task) -> list[Diagnos
     return found
 
 
-def train(cohort: Cohort, task: Task | None = None) -> Iterator[Rung]:
-    """Trains a cohort and yields a `Rung` before training and after each epoch."""
+def train(
+    cohort: Cohort, task: Task | None = None
+) -> Generator[Rung, Collection[int] | None, None]:
+    """Trains a cohort and yields a `Rung` before training and after each epoch.
+
+    Trials whose numbers are sent back leave at that rung; it was their last, and what they have
+    recorded by then is what they would have recorded by then had they stayed.
+    """
     population = build(cohort, task)
     diagnostics = diagnostics_of(cohort, population.network, population.task)
     num_epochs = cohort.trials[0].trainer.epochs
     spent = _Spending(num_epochs)
+    diverged_at: dict[int, int] = {}
     for epoch in range(num_epochs + 1):
         recorder = _Recorder(population, epoch)
         if epoch > 0:
@@ -153,18 +187,28 @@ def train(cohort: Cohort, task: Task | None = None) -> Iterator[Rung]:
             at = diagnostic.config.at
             if at is None or epoch in at:
                 spent.measure(choice.name, diagnostic, population, epoch, recorder)
-        yield Rung(
+        newly_diverged = population.diverged_at.keys() - diverged_at.keys()
+        diverged_at |= population.diverged_at
+        ending = population.numbers if is_last else newly_diverged
+        val_loss = dict(zip(population.numbers, val_loss_N.tolist(), strict=True))
+        leaving = yield Rung(
             epoch=epoch,
             update=population.update,
-            rows=recorder.rows,
-            val_loss=dict(zip(population.numbers, val_loss_N.tolist(), strict=True)),
-            diverged_at=dict(population.diverged_at),
+            rows={number: recorder.rows.get(number, []) for number in cohort.numbers},
+            val_loss={number: val_loss.get(number, math.nan) for number in cohort.numbers},
+            diverged_at=dict(diverged_at),
             is_last=is_last,
-            weights=_weights(population) if is_last and cohort.keep_weights else {},
+            weights=_weights(population, ending) if cohort.keep_weights else {},
             provenance=_provenance(population),
         )
         if is_last:
             return
+        gone = {*diverged_at, *(leaving or ())}
+        staying = [n for n, number in enumerate(population.numbers) if number not in gone]
+        if not staying:
+            return
+        if len(staying) < len(population.numbers):
+            population.keep(staying)
 
 
 def train_epoch(population: Population, epoch: int) -> Tensor:
@@ -172,31 +216,54 @@ def train_epoch(population: Population, epoch: int) -> Tensor:
 
     Updates `population` in place; members that diverge are marked there and get NaN.
     """
-    network, task, optimiser = population.network, population.task, population.optimiser
-    parameters = optimiser.parameters
-    network.train()
-    total_N = torch.zeros(
-        len(population.numbers), dtype=torch.float64, device=population.cohort.device
-    )
+    population.network.train()
+    population.optimiser.start_epoch(epoch)
+    total_N = torch.zeros_like(population.alive_N, dtype=torch.float64)
     count = 0
     state: Any = None
-    for batch in task.training_batches(epoch):
-        outputs_N, state = network(
-            batch.inputs, None if batch.is_start else state, dropout=population.dropout
-        )
-        loss_N = task.per_example(outputs_N, batch.targets)["loss"].mean(1)
-        gradients = torch.autograd.grad(loss_N.sum(), parameters)
-        loss_N = loss_N.detach()
-        alive_N = population.alive_N & torch.isfinite(loss_N)
-        alive_N = optimiser.step(gradients, alive_N, epoch)
-        population.update += 1
-        _note_divergence(population, alive_N)
-        total_N += torch.where(population.alive_N, loss_N.double(), math.nan)
-        count += 1
-        if not bool(alive_N.any()):
-            break
-    network.eval()
+    with _rounding(population.cohort.trials[0].trainer, population.cohort.device):
+        for batch in population.task.training_batches(epoch):
+            loss_N, state = update(population, batch, None if batch.is_start else state)
+            total_N += torch.where(population.alive_N, loss_N.double(), math.nan)
+            count += 1
+            # Whether anyone lives is asked now and then: the answer is worth waiting for on a GPU
+            # only if updates of dead populations cost more than the waiting.
+            if count % _UPDATES_BETWEEN_LOOKS == 0 and not bool(population.alive_N.any()):
+                break
+    population.network.eval()
+    note_divergence(population)
     return total_N / max(1, count)
+
+
+@contextmanager
+def _rounding(trainer: Trainer, device: str) -> Iterator[None]:
+    """Products within may be rounded on a GPU if the trainer says so, and nowhere else."""
+    before = torch.get_float32_matmul_precision()
+    is_rounded = trainer.tf32 and torch.device(device).type == "cuda"
+    torch.set_float32_matmul_precision("high" if is_rounded else "highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def update(population: Population, batch: Batch, state: Any) -> tuple[Tensor, Any]:
+    """One update of all members. Returns its loss (N,) and the state to carry on.
+
+    Asks nothing of the device, so that a GPU never waits for Python.
+    """
+    task = population.task
+
+    def losses(outputs_N: Tensor) -> Tensor:
+        return task.losses(outputs_N, batch.targets).mean(1)
+
+    loss_N, state, gradient_NP = population.network.gradient(
+        losses, batch.inputs, state, dropout=population.dropout
+    )
+    alive_N = population.optimiser.step(gradient_NP, population.alive_N & torch.isfinite(loss_N))
+    population.update += 1
+    _bury(population, alive_N)
+    return loss_N, state
 
 
 @torch.no_grad()
@@ -241,7 +308,7 @@ class _Recorder:
         details: dict[str, Any] | None = None,
     ) -> None:
         """A scalar; NaN and a flag for members that diverged since the last rung."""
-        now = _now_ms()
+        now = now_ms()
         share = None if seconds is None else seconds / len(self.rows)
         for n, number in enumerate(self.population.numbers):
             if not self._was_alive[n]:
@@ -270,7 +337,8 @@ class _Recorder:
         scores = evaluate(population.network, task, split)
         seconds = time.perf_counter() - started
         loss_N = torch.where(population.alive_N, scores["loss"], math.nan)
-        _note_divergence(population, population.alive_N & torch.isfinite(loss_N))
+        _bury(population, population.alive_N & torch.isfinite(loss_N))
+        note_divergence(population)
         self.add(f"{prefix}_loss", loss_N, unit="nats", seconds=seconds)
         for name, values_N in scores.items():
             if name != "loss":
@@ -284,7 +352,7 @@ class _Recorder:
 
     def add_readings(self, readings: Sequence[Reading], seconds: float) -> None:
         """A diagnostic's readings; the first carries the time they took together."""
-        now = _now_ms()
+        now = now_ms()
         for index, reading in enumerate(readings):
             values_N = reading.values_N.double().cpu().numpy()
             for n, number in enumerate(self.population.numbers):
@@ -319,7 +387,7 @@ class _Recorder:
                         values=np.array(math.nan),
                         flags=("skipped_over_budget",),
                         details=details,
-                        time_ms=_now_ms(),
+                        time_ms=now_ms(),
                     )
                 )
 
@@ -407,26 +475,34 @@ def _rehearse(population: Population) -> float:
     # The first round warms the kernels up.
     for _ in range(2):
         started = time.perf_counter()
-        outputs_N, _state = network(first.inputs)
-        loss = task.per_example(outputs_N, first.targets)["loss"].mean(1).sum()
-        torch.autograd.grad(loss, population.optimiser.parameters)
+        network.gradient(lambda o: task.losses(o, first.targets).mean(1), first.inputs)
         seconds.append(time.perf_counter() - started)
     return seconds[-1] * count
 
 
-def _note_divergence(population: Population, alive_N: Tensor) -> None:
-    if bool((population.alive_N & ~alive_N).any()):
-        for n, number in enumerate(population.numbers):
-            if population.alive_N[n] and not alive_N[n]:
-                population.diverged_at[number] = population.update
+def _bury(population: Population, alive_N: Tensor) -> None:
+    """Writes down, on the device, who has died since the last look."""
+    died_N = population.alive_N & ~alive_N
+    population.died_at_N = torch.where(died_N, population.update, population.died_at_N)
     population.alive_N = alive_N
 
 
-def _weights(population: Population) -> dict[int, dict[str, np.ndarray]]:
+def note_divergence(population: Population) -> None:
+    """Brings `diverged_at` up to date."""
+    for n, (is_alive, update) in enumerate(
+        zip(population.alive_N.tolist(), population.died_at_N.tolist(), strict=True)
+    ):
+        if not is_alive:
+            population.diverged_at[population.numbers[n]] = update
+
+
+def _weights(population: Population, numbers: Collection[int]) -> dict[int, dict[str, np.ndarray]]:
+    """Of some trials; copies, for those that stay train on."""
     state = population.network.state_dict()
     return {
-        number: {name: tensor[n].cpu().numpy() for name, tensor in state.items()}
+        number: {name: tensor[n].to("cpu", copy=True).numpy() for name, tensor in state.items()}
         for n, number in enumerate(population.numbers)
+        if number in numbers
     }
 
 
@@ -435,6 +511,7 @@ def _provenance(population: Population) -> dict[str, Any]:
         "torch": torch.__version__,
         "device": str(population.cohort.device),
         "dtype": population.cohort.trials[0].trainer.dtype,
+        "tf32": population.cohort.trials[0].trainer.tf32,
         "threads": torch.get_num_threads(),
         "data_sha256": population.task.fingerprint,
         "chance_loss": population.task.chance_loss,
@@ -443,7 +520,3 @@ def _provenance(population: Population) -> dict[str, Any]:
 
 def _member(values_N: Tensor | None, n: int) -> np.ndarray | None:
     return None if values_N is None else values_N[n].cpu().numpy()
-
-
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000

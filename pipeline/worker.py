@@ -7,12 +7,12 @@ MLflow nor the sweep's name; it keeps the last task, so that cohorts of one swee
 import dataclasses
 import json
 import traceback
-from collections.abc import Iterator
+from collections.abc import Collection, Generator
 
 import torch
 
 from pipeline.plan import Cohort
-from pipeline.train import Rung, load_task, train
+from pipeline.train import Rung, build, diagnostics_of, load_task, train
 from tasks.base import Task
 
 
@@ -24,8 +24,19 @@ class Worker:
     """Trains one cohort at a time."""
 
     def __init__(self) -> None:
-        self._rungs: Iterator[Rung] | None = None
+        self._rungs: Generator[Rung, Collection[int] | None, None] | None = None
         self._task: tuple[str, Task] | None = None
+
+    def warm(self, cohort: Cohort) -> None:
+        """Loads the task and builds a network of cohorts like this one, so that their start need
+        not wait for it. Raises CohortError.
+        """
+        torch.set_num_threads(cohort.threads)
+        try:
+            population = build(cohort, self._task_of(cohort))
+            diagnostics_of(cohort, population.network, population.task)
+        except Exception:  # noqa: BLE001 - whatever a plug-in raises is a result to report
+            raise CohortError(traceback.format_exc()) from None
 
     def start(self, cohort: Cohort) -> Rung:
         """Builds a cohort and returns rung 0. Raises CohortError."""
@@ -34,14 +45,20 @@ class Worker:
             self._rungs = train(cohort, self._task_of(cohort))
         except Exception:  # noqa: BLE001 - whatever a plug-in raises is a result to report
             raise CohortError(traceback.format_exc()) from None
-        return self.advance()
+        return self._next(None)
 
-    def advance(self) -> Rung:
-        """Trains to the next rung. Raises CohortError."""
+    def advance(self, leave: Collection[int] = ()) -> Rung:
+        """Trains to the next rung without the trials numbered in `leave`. Raises CohortError.
+
+        Some trial must be left to train.
+        """
+        return self._next(leave)
+
+    def _next(self, leave: Collection[int] | None) -> Rung:
         if self._rungs is None:
             raise CohortError("no cohort has been started")
         try:
-            rung = next(self._rungs)
+            rung = self._rungs.send(leave)
         except Exception:  # noqa: BLE001 - whatever a plug-in raises is a result to report
             self._rungs = None
             raise CohortError(traceback.format_exc()) from None

@@ -1,11 +1,14 @@
-"""The protocol of executors: submit cohorts, poll events, stop at rungs, close.
+"""The protocol of executors: submit cohorts, poll events, advance or release, stop, close.
 
 An executor never retries, never drops a cohort silently and never calls back. For each
 submitted cohort it delivers any number of `Reached` and then exactly one of: a `Reached` whose
-rung is the last, `Raised`, `Lost` or `Stopped`.
+rung is the last, `Raised`, `Lost` or `Stopped`; or nothing more once it is released.
+
+A cohort goes on from rung to rung by itself, but for the epochs among its `pauses`: there it
+keeps its slot and waits until the caller says who leaves (`advance`) or that all do (`release`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -63,8 +66,17 @@ class Executor(Protocol):
     def poll(self, timeout: float) -> Sequence[Event]:
         """Events since the last call, waiting up to `timeout` seconds for the first."""
 
+    def advance(self, cohort: Cohort, leave: Collection[int] = ()) -> None:
+        """Lets a cohort that pauses go on without the trials numbered in `leave`, not all."""
+
+    def release(self, cohort: Cohort) -> None:
+        """Ends a cohort that pauses; its slot is free at once and no event follows."""
+
     def stop(self) -> None:
-        """Lets no cohort go beyond the rung it is heading for. Events go on until all ended."""
+        """Lets no cohort go beyond the rung it is heading for or waits at.
+
+        Events go on until all have ended.
+        """
 
     def close(self) -> None:
         """Frees everything at once; cohorts still in training are dropped."""

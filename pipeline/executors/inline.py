@@ -1,6 +1,6 @@
 """Trains in this process, a rung at each poll: for debugging, tests and machines without Ray."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from pipeline.executors.base import Event, Raised, Reached, Stopped
 from pipeline.plan import Cohort
@@ -15,13 +15,24 @@ class InlineExecutor:
     def __init__(self) -> None:
         self._worker = Worker()
         self._cohort: Cohort | None = None
-        self._is_started = False
+        self._leave: Collection[int] | None = None
+        self._is_pausing = False
         self._is_stopping = False
 
     def submit(self, cohort: Cohort) -> None:
         """Takes the cohort; training happens in `poll`."""
         assert self._cohort is None, "one cohort at a time"
-        self._cohort, self._is_started = cohort, False
+        self._cohort, self._leave, self._is_pausing = cohort, None, False
+
+    def advance(self, cohort: Cohort, leave: Collection[int] = ()) -> None:
+        """The next poll trains on."""
+        assert self._is_pausing, "a cohort that does not pause goes on by itself"
+        self._leave, self._is_pausing = leave, False
+
+    def release(self, cohort: Cohort) -> None:
+        """Drops the cohort."""
+        assert self._is_pausing, "a cohort that does not pause goes on by itself"
+        self._cohort, self._is_pausing = None, False
 
     def poll(self, timeout: float) -> Sequence[Event]:
         """Trains to the next rung, however long that takes."""
@@ -29,16 +40,23 @@ class InlineExecutor:
         if cohort is None:
             return ()
         if self._is_stopping:
-            self._cohort = None
+            self._cohort, self._is_pausing = None, False
             return (Stopped(cohort),)
+        if self._is_pausing:
+            return ()
         try:
-            rung = self._worker.advance() if self._is_started else self._worker.start(cohort)
+            if self._leave is None:
+                rung = self._worker.start(cohort)
+            else:
+                rung = self._worker.advance(self._leave)
         except CohortError as error:
             self._cohort = None
             return (Raised(cohort, str(error)),)
-        self._is_started = True
+        self._leave = ()
         if rung.is_last:
             self._cohort = None
+        else:
+            self._is_pausing = rung.epoch in cohort.pauses
         return (Reached(cohort, rung),)
 
     def stop(self) -> None:

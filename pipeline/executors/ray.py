@@ -2,7 +2,8 @@
 
 The driver owns retries (`max_restarts=0`, `max_task_retries=0`): Ray would otherwise run work
 again behind its back. Each call trains one rung, so that workers answer between rungs; the next
-call is sent before the rung's rows are handled, so that they do not wait for the driver.
+call is sent before the rung's rows are handled, so that they do not wait for the driver, except
+where the cohort pauses to be told who leaves.
 
 A local cluster binds to loopback. Without `RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0`, set before ray
 is imported, Ray 2.60 on Linux listens on all interfaces even on a laptop.
@@ -11,18 +12,17 @@ is imported, Ray 2.60 on Linux listens on all interfaces even on a laptop.
 import contextlib
 import os
 import socket
-import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from pipeline.executors.base import Event, ExecutorError, Lost, Raised, Reached, Stopped
+from pipeline.executors.packages import import_conflict, parent_of
 from pipeline.plan import Cohort
 from pipeline.train import Rung
 from pipeline.worker import CohortError, Worker
 
-_PACKAGES = ("tasks", "pipeline", "analysis")
 _FORWARDED = ("LYAPSWEEP_DATA",)
 
 
@@ -39,6 +39,12 @@ class _Actor:
             raise ExecutorError(hidden)
         self._worker = Worker()
 
+    def warm(self, cohort: Cohort) -> None:
+        """Loads what cohorts like this one need."""
+        # What cannot be loaded fails again, and is reported, when it is trained.
+        with contextlib.suppress(CohortError):
+            self._worker.warm(cohort)
+
     def start(self, cohort: Cohort) -> Rung | CohortError:
         """Rung 0, or what was raised (returned: Ray would wrap a raise in its own type)."""
         try:
@@ -46,10 +52,10 @@ class _Actor:
         except CohortError as error:
             return error
 
-    def advance(self) -> Rung | CohortError:
+    def advance(self, leave: Collection[int] = ()) -> Rung | CohortError:
         """The next rung, or what was raised."""
         try:
-            return self._worker.advance()
+            return self._worker.advance(leave)
         except CohortError as error:
             return error
 
@@ -66,6 +72,7 @@ class RayExecutor:
         threads: CPUs a worker reserves.
         address: of a running cluster (`auto`, `ray://…`); None starts a local one.
         gpus: GPUs a worker reserves; may be a fraction.
+        warm: a cohort like those to come, whose task and plug-ins workers load at once.
 
     Raises ExecutorError where Ray cannot be reached or a worker has other packages.
     """
@@ -77,6 +84,7 @@ class RayExecutor:
         threads: int = 1,
         address: str | None = None,
         gpus: float = 0.0,
+        warm: Cohort | None = None,
     ) -> None:
         # Before ray is imported, which fixes for good where this process listens.
         if address is None:
@@ -114,13 +122,15 @@ class RayExecutor:
             },
             "folder": str(Path.cwd()),
             # On a cluster the packages lie where each node keeps them.
-            "parent": str(_parent_of("pipeline")) if address is None else None,
+            "parent": str(parent_of("pipeline")) if address is None else None,
         }
         self._actor_type = ray.remote(
             num_cpus=threads, num_gpus=gpus, max_restarts=0, max_task_retries=0
         )(_Actor)
+        self._warm = warm
         self._idle = [self._new_actor() for _ in range(self.num_slots)]
         self._busy: dict[Any, tuple[Any, Cohort]] = {}
+        self._pausing: dict[tuple[int, ...], tuple[Any, Cohort]] = {}
         self._is_stopping = False
 
     def submit(self, cohort: Cohort) -> None:
@@ -128,8 +138,23 @@ class RayExecutor:
         actor = self._idle.pop()
         self._busy[actor.start.remote(cohort)] = (actor, cohort)
 
+    def advance(self, cohort: Cohort, leave: Collection[int] = ()) -> None:
+        """Tells the actor to train on without some of the trials."""
+        actor, _ = self._pausing.pop(cohort.numbers)
+        self._busy[actor.advance.remote(tuple(leave))] = (actor, cohort)
+
+    def release(self, cohort: Cohort) -> None:
+        """Sets the actor free; it holds the cohort until its next start replaces it."""
+        actor, _ = self._pausing.pop(cohort.numbers)
+        self._idle.append(actor)
+
     def poll(self, timeout: float) -> Sequence[Event]:
         """Waits for the first rung, and takes all that have arrived by then."""
+        if self._is_stopping and self._pausing:
+            stopped = [cohort for _, cohort in self._pausing.values()]
+            for cohort in stopped:
+                self.release(cohort)
+            return [Stopped(cohort) for cohort in stopped]
         if not self._busy:
             return ()
         pending = list(self._busy)
@@ -144,10 +169,11 @@ class RayExecutor:
 
     def close(self) -> None:
         """Kills the actors, and Ray itself where we started it."""
-        for actor in [*self._idle, *(actor for actor, _ in self._busy.values())]:
+        working = [*self._busy.values(), *self._pausing.values()]
+        for actor in [*self._idle, *(actor for actor, _ in working)]:
             with contextlib.suppress(Exception):
                 self._ray.kill(actor)
-        self._idle, self._busy = [], {}
+        self._idle, self._busy, self._pausing = [], {}, {}
         self._stop_ray()
 
     def process_ids(self) -> list[int]:
@@ -183,6 +209,9 @@ class RayExecutor:
             self._idle.append(actor)
             yield Reached(cohort, outcome)
             yield Stopped(cohort)
+        elif outcome.epoch in cohort.pauses:
+            self._pausing[cohort.numbers] = actor, cohort
+            yield Reached(cohort, outcome)
         else:
             self._busy[actor.advance.remote()] = (actor, cohort)
             yield Reached(cohort, outcome)
@@ -198,7 +227,10 @@ class RayExecutor:
         self._idle.append(self._new_actor())
 
     def _new_actor(self) -> Any:
-        return self._actor_type.remote(self._setup)
+        actor: Any = self._actor_type.remote(self._setup)
+        if self._warm is not None:
+            actor.warm.remote(self._warm)
+        return actor
 
     def _start_ray(self, address: str | None, workers: int | None, threads: int) -> None:
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
@@ -220,34 +252,6 @@ class RayExecutor:
         except (ConnectionError, RuntimeError, ValueError, OSError) as error:
             where = "a local Ray" if address is None else f"Ray at {address!r}"
             raise ExecutorError(f"{where} cannot be used: {_first_line(str(error))}") from error
-
-
-def import_conflict(parent: str | None = None) -> str | None:
-    """What is wrong with the three packages here, or None.
-
-    They must lie side by side (under `parent` where given): a stray `tasks.py` in the working
-    folder hides ours, and training would run something else.
-    """
-    expected = Path(parent) if parent else _parent_of("pipeline")
-    for name in _PACKAGES:
-        found = _parent_of(name)
-        if found is not None and expected is not None and found != expected:
-            hiding = getattr(sys.modules.get(name), "__file__", None) or found / name
-            return (
-                f"package {name!r} must lie in {expected}, but {hiding} hides it; "
-                "rename that file or start elsewhere"
-            )
-    return None
-
-
-def _parent_of(package: str) -> Path | None:
-    import importlib.util
-
-    spec = importlib.util.find_spec(package)
-    if spec is None or spec.origin is None:
-        return None
-    origin = Path(spec.origin)
-    return origin.parent.parent if origin.name == "__init__.py" else origin.parent
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ import optuna
 import pytest
 from rich.console import Console
 
-from pipeline import cli, records
+from pipeline import cli, config, records
 from pipeline.progress import LineView, render, summary
 from pipeline.sweep import Progress
 
@@ -218,18 +218,48 @@ def descendants(pid: int) -> list[tuple[int, str]]:
     return found
 
 
-def test_killed_ray_worker_needs_no_command(run: Run, folder: Path) -> None:
+@pytest.mark.parametrize(
+    ("executor", "of_worker"),
+    [("process", "-P -c import json, sys; sys.path"), ("ray", "ray::_Actor")],
+)
+def test_killed_worker_needs_no_command(
+    run: Run, folder: Path, executor: str, of_worker: str
+) -> None:
     long = [*LONG, "trainer.epochs=300", "measure.lyapunov_spectrum.at=[0]"]
-    process = start(folder, "sweep", "tiny.yaml", "--name", "wounded", "--executor", "ray", *long)
+    process = start(
+        folder, "sweep", "tiny.yaml", "--name", "wounded", "--executor", executor, *long
+    )
     wait_for_line(process, r"epoch (0-)?[1-9]")
-    workers = [pid for pid, args in descendants(process.pid) if args.startswith("ray::_Actor")]
+    workers = [pid for pid, args in descendants(process.pid) if of_worker in args]
     assert workers
     os.kill(workers[0], signal.SIGKILL)
-    _, err = process.communicate(timeout=180)
+    _, err = process.communicate(timeout=400)
     assert process.returncode == 0, err
     once_everywhere(folder, "wounded", 6, 301)
     left = [pid for pid in workers[1:] if Path(f"/proc/{pid}").exists()]
     assert not left, "workers must end with the sweep"
+
+
+def test_auto_is_ray_where_an_address_is_given_and_processes_elsewhere(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def kind(executor: str, address: str | None) -> str:
+        tree = {
+            "trials": 1,
+            "task": {"name": "planar"},
+            "network": {"name": "mlp"},
+            "execution": {"executor": executor, "cohort_size": 1},
+        }
+        return cli._executor_kind(config.check(tree), address)
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    assert kind("auto", None) == "process"
+    assert kind("auto", "ray://head:10001") == "ray"
+    assert kind("ray", None) == "ray"
+    assert kind("inline", None) == "inline"
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    assert kind("auto", None) == "ray"
+    assert kind("process", None) == "process"
 
 
 def test_ui_serves_the_right_store(run: Run, folder: Path) -> None:

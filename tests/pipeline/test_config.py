@@ -115,6 +115,31 @@ def test_exponents_without_a_point_are_numbers(conf):
         (changed(measure={1: {}}), "conf measure.1: no diagnostic '1'"),
         (changed(measure=["ftle"]), "conf measure: must map names"),
         (
+            changed(pruner={"name": "halving"}),
+            "conf pruner.name: must be one of none, median, percentile, successive_halving",
+        ),
+        (changed(pruner={"name": ["median"]}), "conf pruner.name: must be one of none, median"),
+        (changed(pruner="median"), "conf pruner: must be a mapping with a `name`, got 'median'"),
+        (changed(pruner={"name": {"choice": ["none"]}}), "conf pruner.name: a range may stand in"),
+        (changed(pruner={"at": [1]}), "conf pruner.at: unknown key"),
+        (
+            changed(pruner={"name": "median", "percentile": 5}),
+            "conf pruner.percentile: unknown key",
+        ),
+        (
+            changed(pruner={"name": "hyperband", "reduction_factor": 1}),
+            "conf pruner.reduction_factor: must be at least 2, got 1",
+        ),
+        (
+            changed(pruner={"name": "median", "at": [1, 3]}),
+            "conf pruner.at: epoch 3 is not before the last epoch, 3",
+        ),
+        (
+            changed(execution={"cohort_size": 0}),
+            "conf execution.cohort_size: must be at least 1, got 0",
+        ),
+        (changed(execution={"cohort_size": "big"}), "conf execution.cohort_size: must be"),
+        (
             changed(measure={"gradient_norm": {"at": [4]}}),
             "conf measure.gradient_norm.at: epoch 4 is after the last epoch, 3",
         ),
@@ -291,6 +316,7 @@ def test_execution_changes_no_hash_and_everything_else_does():
         changed(network={"name": "mlp", "width": 4}),
         changed(trainer={"epochs": 4, "learning_rate": {"log_uniform": [1e-4, 1e-1]}}),
         changed(measure={}),
+        changed(pruner={"name": "median"}),
     ]
     hashes = {config.check(tree).hash for tree in others}
     assert len(hashes - {reference}) == len(others)
@@ -305,6 +331,7 @@ def test_execution_changes_no_hash_and_everything_else_does():
         changed(
             seed=2**63 - 1, sampler={"name": "tpe", "batch": 4}, execution={"keep_weights": True}
         ),
+        changed(pruner={"name": "percentile", "at": [1, 2]}, execution={"cohort_size": 5}),
     ],
 )
 def test_a_resolved_tree_is_its_own_resolution(tree):
@@ -347,3 +374,73 @@ def test_trial_seeds_depend_on_sweep_seed_and_number_alone():
     other = {"network.width": 9, "trainer.learning_rate": 0.02}
     assert [checked.spec(n, other).seed for n in range(50)] == seeds
     assert config.check(changed(seed=1)).spec(0, values).seed not in seeds
+
+
+def test_a_tree_without_a_cohort_size_is_settled_by_one_with_all_that_follows():
+    open_ = config.check(changed(sampler={"name": "tpe"}, trials=400))
+    assert (open_.is_settled, open_.sampler.batch) == (False, None)
+    done = open_.with_cohort_size(12)
+    assert (done.is_settled, done.limits.size) == (True, 12)
+    assert done.batch_size == min(12 * done.execution.num_workers, 50)
+    assert done.hash == config.check({**open_.tree, "execution": done.tree["execution"]}).hash
+
+
+@pytest.mark.parametrize(
+    ("trials", "size", "batch"),
+    [(400, 4, 8), (400, 25, 50), (400, 64, 50), (64, 32, 10), (20, 16, 10), (20, 2, 4)],
+)
+def test_an_adaptive_sampler_is_asked_for_no_more_than_it_can_learn_from(trials, size, batch):
+    execution = {"cohort_size": size, "workers": 2}
+    tree = changed(trials=trials, sampler={"name": "gp"}, execution=execution)
+    assert config.check(tree).batch_size == batch
+
+
+@pytest.mark.parametrize(
+    ("execution", "threads", "workers"),
+    [
+        ({}, 1, 6),
+        ({"workers": 2}, 3, 2),
+        ({"workers": 4}, 1, 4),
+        ({"workers": 9}, 1, 9),
+        ({"threads": 2}, 2, 3),
+        ({"threads": 5, "workers": 2}, 5, 2),
+        ({"executor": "inline"}, 1, 1),
+    ],
+)
+def test_workers_share_the_cores_out(monkeypatch, execution, threads, workers):
+    monkeypatch.setattr(config, "cores", lambda: 6)
+    found = config.check(changed(execution=execution)).execution
+    assert (found.num_threads, found.num_workers) == (threads, workers)
+    assert config.check(changed(execution=execution)).limits_of(3).threads == threads
+
+
+def test_who_decides_where_is_part_of_the_plan():
+    tree = changed(pruner={"name": "median", "n_warmup_steps": 2})
+    tree = {**tree, "trainer": {"epochs": 5}, "execution": {"cohort_size": 2, "workers": 3}}
+    checked = config.check(tree)
+    assert checked.limits.pauses == {2, 3, 4}
+    assert checked.tree["pruner"]["lag"] == 3
+    assert checked.tree["pruner"]["name"] == "median"
+    assert config.check(TREE).limits_of(2).pauses == frozenset()
+    # Once settled, more workers do not change who is judged by whom.
+    more = config.with_execution(checked, ["execution.workers=7"])
+    assert (more.tree["pruner"], more.hash) == (checked.tree["pruner"], checked.hash)
+
+
+def test_a_sweep_that_was_begun_keeps_its_cohorts_where_they_count():
+    plain = config.check(changed(execution={"cohort_size": 4}))
+    assert config.with_execution(plain, ["execution.cohort_size=2"]).limits.size == 2
+    with pytest.raises(ConfigError, match="auto was settled when the sweep was created"):
+        config.with_execution(plain, ["execution.cohort_size=auto"])
+    judged = config.check(changed(pruner={"name": "median"}, execution={"cohort_size": 4}))
+    with pytest.raises(ConfigError, match="a sweep with a pruner keeps its cohorts"):
+        config.with_execution(judged, ["execution.cohort_size=2"])
+
+
+def test_trees_stored_before_there_were_pruners_are_read():
+    old = config.check(changed(execution={"cohort_size": 8})).tree
+    old = {key: value for key, value in old.items() if key != "pruner"}
+    old["sampler"] = {"name": "qmc", "batch": 64}
+    again = config.check(old)
+    assert again.pruner.name == "none"
+    assert again.batch_size == 64

@@ -1,18 +1,27 @@
 """One suite for every executor: the contract of `pipeline.executors.base`."""
 
+import dataclasses
 import os
+import pickle
+import re
 import signal
 import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
-from pipeline import catalog, records
+from pipeline import catalog, records, worker
+from pipeline.executors import process
 from pipeline.executors.base import Lost, Raised, Reached, Stopped
 from pipeline.executors.inline import InlineExecutor
+from pipeline.executors.process import ProcessExecutor
 from pipeline.optim import Trainer
 from pipeline.plan import Choice, Cohort, TrialSpec
+from pipeline.train import load_task
+from pipeline.worker import Worker
 from tasks.base import seed_for
 from tasks.char_text import CharText
 from tasks.networks.lstm import LSTM
@@ -42,18 +51,42 @@ def raising_at(epoch):
     return (Choice("gradient_norm", config),)
 
 
-@pytest.fixture(params=["inline", "ray"])
+@pytest.fixture(scope="session")
+def local_processes(tmp_path_factory):
+    """Workers started as a sweep starts them: from a folder with a stray tasks.py in it."""
+    folder = tmp_path_factory.mktemp("stray")
+    for name in ("tasks", "pipeline", "analysis"):
+        (folder / f"{name}.py").write_text("raise ImportError('a stray file was imported')\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.syspath_prepend("")
+        executor = ProcessExecutor(workers=2)
+    yield executor
+    executor.close()
+
+
+@pytest.fixture(params=["inline", "process", "ray"])
 def executor(request):
-    """Idle before and after each test; Ray's workers are shared, since they take seconds."""
+    """Idle before and after each test; workers are shared, since they take seconds."""
     if request.param == "inline":
         found = InlineExecutor()
         yield found
         found.close()
     else:
-        found = request.getfixturevalue("local_ray")
+        found = request.getfixturevalue(
+            {"process": "local_processes", "ray": "local_ray"}[request.param]
+        )
         yield found
         found._is_stopping = False
         assert not found._busy
+
+
+@pytest.fixture(params=["process", "ray"])
+def workers(request):
+    """An executor whose workers may be killed."""
+    return request.getfixturevalue(
+        {"process": "local_processes", "ray": "local_ray"}[request.param]
+    )
 
 
 def gather(executor, cohorts, seconds=60):
@@ -192,6 +225,70 @@ def test_a_cohort_at_its_last_rung_ends_as_finished_although_stopping(executor):
     assert executor.poll(timeout=0.01) == ()
 
 
+def paused(one, *epochs):
+    return dataclasses.replace(one, pauses=frozenset(epochs))
+
+
+def until_it_pauses(executor, epoch):
+    """Events until the rung of `epoch`, after which nothing comes by itself."""
+    events = []
+    while not events or events[-1].rung.epoch < epoch:
+        events += executor.poll(timeout=1.0)
+    assert executor.poll(timeout=0.05) == ()
+    return events
+
+
+def test_a_cohort_waits_where_it_pauses_and_goes_on_without_those_who_leave(executor):
+    one = paused(cohort(0, 1, 2, epochs=5), 1, 3)
+    executor.submit(one)
+    events = until_it_pauses(executor, 1)
+    assert [e.rung.epoch for e in events] == [0, 1]
+    executor.advance(one, [1])
+    events += until_it_pauses(executor, 3)
+    executor.advance(one)
+    while not events[-1].rung.is_last:
+        events += executor.poll(timeout=1.0)
+    assert [e.rung.epoch for e in events] == [0, 1, 2, 3, 4, 5]
+    assert [bool(e.rung.rows[1]) for e in events] == [True, True, *[False] * 4]
+    assert all(e.rung.rows[0] and e.rung.rows[2] for e in events)
+    inline = InlineExecutor()
+    inline.submit(one)
+    expected = until_it_pauses(inline, 1)
+    inline.advance(one, frozenset({1}))
+    expected += until_it_pauses(inline, 3)
+    inline.advance(one, ())
+    while not expected[-1].rung.is_last:
+        expected += inline.poll(timeout=1.0)
+    assert hashes(events) == hashes(expected)
+
+
+def test_a_cohort_that_is_released_is_over_and_its_slot_free(executor):
+    cohorts = [paused(cohort(n, epochs=9), 1) for n in range(executor.num_slots)]
+    for one in cohorts:
+        executor.submit(one)
+    reached = []
+    while len(reached) < 2 * len(cohorts):
+        reached += executor.poll(timeout=1.0)
+    for one in cohorts:
+        executor.release(one)
+    assert executor.poll(timeout=0.05) == ()
+    again = [cohort(n) for n in range(executor.num_slots)]
+    for one in again:
+        executor.submit(one)
+    gather(executor, again)
+
+
+def test_stopping_ends_a_cohort_that_pauses(executor):
+    one = paused(cohort(0, epochs=9), 1)
+    executor.submit(one)
+    until_it_pauses(executor, 1)
+    executor.stop()
+    events = list(executor.poll(timeout=1.0))
+    assert [type(e) for e in events] == [Stopped]
+    assert events[0].cohort == one
+    assert executor.poll(timeout=0.01) == ()
+
+
 def test_closing_drops_what_is_running():
     executor = InlineExecutor()
     executor.submit(cohort(0, epochs=10_000))
@@ -227,12 +324,12 @@ def wait_until_gone(pid, seconds=20):
         time.sleep(0.05)
 
 
-def test_ray_reports_a_killed_worker_as_lost_and_replaces_it(local_ray):
-    before = local_ray.process_ids()
+def test_a_killed_worker_is_lost_and_replaced(workers):
+    before = workers.process_ids()
     running, other = cohort(0, 1, epochs=10_000), cohort(2, epochs=20)
-    local_ray.submit(running)
-    local_ray.submit(other)
-    while not local_ray.poll(timeout=5.0):
+    workers.submit(running)
+    workers.submit(other)
+    while not workers.poll(timeout=5.0):
         pass
     victim = before[-1]  # `submit` takes the idle worker that came last.
     os.kill(victim, signal.SIGKILL)
@@ -240,7 +337,7 @@ def test_ray_reports_a_killed_worker_as_lost_and_replaces_it(local_ray):
     deadline = time.monotonic() + 60
     ends = {}
     while len(ends) < 2 and time.monotonic() < deadline:
-        for event in local_ray.poll(timeout=1.0):
+        for event in workers.poll(timeout=1.0):
             events.append(event)
             if isinstance(event, Lost) or (isinstance(event, Reached) and event.rung.is_last):
                 assert event.cohort.numbers not in ends
@@ -249,36 +346,150 @@ def test_ray_reports_a_killed_worker_as_lost_and_replaces_it(local_ray):
     assert ends[running.numbers].reason
     assert "\n" not in ends[running.numbers].reason
     assert isinstance(ends[other.numbers], Reached)
-    after = local_ray.process_ids()
+    after = workers.process_ids()
     assert len(after) == 2
     assert victim not in after
     again = cohort(0, 1, epochs=1)
-    local_ray.submit(again)
-    assert gather(local_ray, [again])[-1].rung.is_last
+    workers.submit(again)
+    assert gather(workers, [again])[-1].rung.is_last
 
 
-def test_ray_reports_an_idle_worker_that_was_killed_when_next_used(local_ray):
-    victim = local_ray.process_ids()[-1]
+def test_an_idle_worker_that_was_killed_is_lost_when_next_used(workers):
+    victim = workers.process_ids()[-1]
     os.kill(victim, signal.SIGKILL)
     wait_until_gone(victim)
     one = cohort(0)
-    local_ray.submit(one)
-    (event,) = gather(local_ray, [one])
+    workers.submit(one)
+    (event,) = gather(workers, [one])
     assert isinstance(event, Lost)
-    local_ray.submit(one)
-    assert gather(local_ray, [one])[-1].rung.is_last
+    workers.submit(one)
+    assert gather(workers, [one])[-1].rung.is_last
 
 
-def test_ray_workers_use_one_thread_and_our_packages(local_ray):
+def test_workers_use_one_thread_and_our_packages(workers):
     """The driver's folder holds a stray tasks.py (see the fixture); here ours was trained."""
     one = cohort(0)
-    local_ray.submit(one)
-    provenance = gather(local_ray, [one])[-1].rung.provenance
+    workers.submit(one)
+    provenance = gather(workers, [one])[-1].rung.provenance
     assert provenance["threads"] == 1
 
 
+def test_a_worker_says_why_it_died(local_processes):
+    one = cohort(0, measure=(Choice("gradient_norm", Deadly()),))
+    local_processes.submit(one)
+    (event,) = gather(local_processes, [one])
+    assert isinstance(event, Lost)
+    assert re.fullmatch(r"worker process \d+ was killed by SIGABRT: out of luck", event.reason)
+
+
+@dataclasses.dataclass(frozen=True)
+class Deadly:
+    """Settings whose arrival is too much for a worker."""
+
+    def __reduce__(self):
+        return exec, ("import os; print('out of luck', flush=True); os.abort()",)
+
+
+def test_ctrl_c_in_the_terminal_leaves_worker_processes_to_the_driver(local_processes):
+    one = cohort(0, epochs=30)
+    local_processes.submit(one)
+    events = []
+    while not events:
+        events += local_processes.poll(timeout=5.0)
+    for hand, _ in local_processes._busy.values():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            os.kill(hand.process.pid, number)
+    while not events[-1].rung.is_last:
+        events += local_processes.poll(timeout=5.0)
+    assert [event.rung.epoch for event in events] == list(range(31))
+
+
+def test_rungs_of_an_abandoned_cohort_are_dropped(local_processes):
+    """A worker that ran ahead of its driver has sent rungs that nobody wants any more."""
+    one, other = cohort(0, epochs=10_000), cohort(1, epochs=3)
+    for first in (one, cohort(2, epochs=10_000)):
+        local_processes.submit(first)
+    while not local_processes.poll(timeout=5.0):
+        pass
+    time.sleep(0.3)
+    local_processes.stop()
+    ended = []
+    while len(ended) < 2:
+        ended += [e for e in local_processes.poll(timeout=5.0) if isinstance(e, Stopped)]
+    local_processes._is_stopping = False
+    local_processes.submit(other)
+    events = gather(local_processes, [other])
+    assert [event.rung.epoch for event in events] == [0, 1, 2, 3]
+
+
+DRIVER = """
+import os, pickle, sys
+from pipeline.executors.process import ProcessExecutor
+executor = ProcessExecutor(workers=2)
+print(*executor.process_ids(), flush=True)
+for cohort in pickle.load(sys.stdin.buffer):
+    executor.submit(cohort)
+while True:
+    if executor.poll(timeout=5.0):
+        print("training", flush=True)
+"""
+
+
+def test_worker_processes_end_with_a_driver_that_is_killed():
+    driver = subprocess.Popen(
+        [sys.executable, "-c", DRIVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    try:
+        pids = [int(word) for word in driver.stdout.readline().split()]
+        assert len(pids) == 2
+        # Epochs of minutes: workers must not wait for their end.
+        slow = Choice("planar", Planar.Config(points=1_000_000, batch_size=1))
+        pickle.dump([cohort(n, task=slow, epochs=2) for n in (0, 1)], driver.stdin)
+        driver.stdin.close()
+        assert driver.stdout.readline() == b"training\n"
+    finally:
+        driver.kill()
+        driver.wait()
+    for pid in pids:
+        wait_until_gone(pid, seconds=5)
+
+
+def test_worker_processes_listen_nowhere(local_processes):
+    assert listeners(local_processes.process_ids()) == []
+
+
+def test_a_warm_worker_has_loaded_the_task_before_it_is_needed():
+    executor = ProcessExecutor(workers=1, warm=cohort(0, task=TEXT))
+    try:
+        # An MLP takes no text: what cannot be loaded is reported when it is trained.
+        executor.submit(cohort(0, task=TEXT))
+        (event,) = gather(executor, [cohort(0, task=TEXT)])
+        assert isinstance(event, Raised)
+        executor.submit(cohort(1))
+        assert gather(executor, [cohort(1)])[-1].rung.is_last
+    finally:
+        executor.close()
+
+
+def test_warming_loads_the_task_and_changes_no_result(monkeypatch):
+    loaded = []
+    monkeypatch.setattr(worker, "load_task", lambda c: loaded.append(c) or load_task(c))
+    warmed, cold = Worker(), Worker()
+    warmed.warm(cohort(7))
+    assert len(loaded) == 1
+    rungs = warmed.start(cohort(0)), cold.start(cohort(0))
+    assert len(loaded) == 2
+    assert len({str(rung.val_loss) for rung in rungs}) == 1
+
+
+def test_of_several_gpus_each_worker_sees_one(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
+    assert process._gpus("cuda") == ["2", "5"]
+    assert process._gpus("cuda:1") == process._gpus("cpu") == []
+
+
 def test_a_hidden_package_is_named(tmp_path, monkeypatch):
-    from pipeline.executors.ray import import_conflict
+    from pipeline.executors.packages import import_conflict
 
     assert import_conflict() is None
     message = import_conflict(str(tmp_path))

@@ -9,7 +9,7 @@ import pytest
 from optuna.trial import Trial
 from scipy.stats import qmc as scipy_qmc
 
-from pipeline import sampling
+from pipeline import config, sampling
 from pipeline.config import Sampler
 from pipeline.space import parse_range
 
@@ -200,6 +200,74 @@ def test_tpe_learns_from_earlier_batches():
     found = adaptive_sweep("tpe", 8, 0, space, trials=64)
     miss = [abs(math.log10(v["rate"]) + 2) for v in found]
     assert np.mean(miss[-24:]) < 0.7  # Points drawn evenly miss by 1 on average.
+
+
+HILL = {
+    "a": parse_range({"uniform": [0, 1]}),
+    "b": parse_range({"log_uniform": [1e-4, 1]}),
+    "c": parse_range({"uniform": [-1, 1]}),
+    "d": parse_range({"choice": ["x", "y", "z"]}),
+}
+
+
+def height(v):
+    """Least 0, at b = 10^-2.3, a = 0.3, c = 0.06, d = y; 2.3 on average."""
+    away = (math.log10(v["b"]) + 2.3) ** 2 / 4 + (v["a"] - 0.3) ** 2 * 4
+    return away + (v["c"] - 0.2 * v["a"]) ** 2 * 3 + {"x": 0.3, "y": 0.0, "z": 0.6}[v["d"]]
+
+
+def outcomes(name, batch, trials, seed):
+    """Values of the trials in order, each batch told before the next is asked for."""
+    study = optuna.create_study()
+    found = []
+    while len(found) < trials:
+        reset(study, name, HILL, seed)
+        asked = [study.ask() for _ in range(min(batch, trials - len(found)))]
+        values = [sampling.suggest(trial, HILL) for trial in asked]
+        for trial, value in zip(asked, values, strict=True):
+            study.tell(trial, height(value))
+            found.append(height(value))
+    return found
+
+
+def test_tpe_in_default_batches_beats_chance_and_loses_little_to_asking_one_by_one():
+    trials, seeds = 64, range(6)
+    tree = {"trials": trials, "task": {"name": "planar"}, "network": {"name": "mlp"}}
+    execution = {"cohort_size": 32, "workers": 2}
+    batch = config.check({**tree, "sampler": {"name": "tpe"}, "execution": execution}).batch_size
+    assert batch == 10
+    best, late = {}, {}
+    for label, name, size in (("random", "random", 1), ("one", "tpe", 1), ("batch", "tpe", batch)):
+        runs = [outcomes(name, size, trials, seed) for seed in seeds]
+        best[label] = np.mean([min(run) for run in runs])
+        late[label] = np.mean([run[-16:] for run in runs])
+    assert best["batch"] < 0.5 * best["random"]
+    assert late["batch"] < 0.25 * late["random"]
+    # Of the way from chance to one by one, nine tenths at least are gone in batches.
+    assert late["random"] - late["batch"] > 0.9 * (late["random"] - late["one"])
+
+
+def test_all_trials_in_one_batch_make_tpe_a_random_search():
+    """Why the default batch is bounded."""
+    late = {
+        size: np.mean([outcomes("tpe", size, 64, seed)[-16:] for seed in range(3)])
+        for size in (8, 64)
+    }
+    assert late[64] > 4 * late[8]
+
+
+def test_random_starts_are_as_many_as_asked_for():
+    study = optuna.create_study()
+    for number in range(6):
+        sampler = sampling.make_sampler(
+            Sampler(name="tpe", startup=4), HILL, seed=1, first_number=number
+        )
+        study.sampler = sampler
+        trial = study.ask()
+        sampling.suggest(trial, HILL)
+        # Learnt values are drawn together, random ones each by itself.
+        assert bool(trial.relative_params) == (number >= 4)
+        study.tell(trial, float(number))
 
 
 @pytest.mark.parametrize("name", ["qmc", "random", "grid", "tpe", "gp", "cmaes"])

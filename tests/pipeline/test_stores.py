@@ -492,7 +492,7 @@ class TestMlflow:
 
     def test_a_newer_schema_is_refused(self, opened, client):
         parent, _ = self.runs(client)
-        client.set_tag(parent.info.run_id, "lyapsweep.schema_version", "2")
+        client.set_tag(parent.info.run_id, "lyapsweep.schema_version", "3")
         with pytest.raises(StoreError, match="newer than this program reads"):
             store.open_store().sweep(NAME)
 

@@ -1,5 +1,6 @@
 """Whole sweeps, and what becomes of them when something dies between any two steps."""
 
+import collections
 import json
 import os
 import random
@@ -12,9 +13,10 @@ import threading
 from pathlib import Path
 
 import optuna
+import pyarrow.compute as pc
 import pytest
 
-from pipeline import config, records, sweep
+from pipeline import config, publishing, records, sweep
 from pipeline.executors.base import Lost, Raised, Reached, Stopped
 from pipeline.executors.inline import InlineExecutor
 from pipeline.home import Home, LockedError
@@ -147,7 +149,8 @@ def assert_exactly_once(one, reference_of_tree, *, same_cohorts=True):
     for trial, record in zip(trials, found, strict=True):
         assert trial.value == record.header.value
     assert len({r.header.trial_uid for r in found}) == len(found)
-    assert set(one.store.states(one.name).values()) <= {"complete", "diverged", "failed"}
+    states = {"complete", "diverged", "pruned", "failed"}
+    assert set(one.store.states(one.name).values()) <= states
     assert one.store.sweep(one.name).state == "complete"
     assert list(one.home.spool.iterdir()) == []
     if one.uri.startswith("sqlite"):
@@ -227,36 +230,52 @@ class Scrambled:
 
     def __init__(self, num_slots, seed):
         self.num_slots, self._random = num_slots, random.Random(seed)
-        self._slots = {}
+        self._slots, self._leave = {}, {}
         self._is_stopping = False
+        self.pauses = 0
 
     def submit(self, cohort):
         assert len(self._slots) < self.num_slots
-        self._slots[cohort.numbers] = [cohort, Worker(), False]
+        self._slots[cohort.numbers] = cohort, Worker()
+        self._leave[cohort.numbers] = None
+
+    def advance(self, cohort, leave=()):
+        assert cohort.numbers not in self._leave
+        self._leave[cohort.numbers] = leave
+
+    def release(self, cohort):
+        assert cohort.numbers not in self._leave
+        del self._slots[cohort.numbers]
 
     def poll(self, timeout):
-        if not self._slots:
+        ready = self._slots if self._is_stopping else self._leave
+        if not ready:
+            assert not self._slots, "all pause, and nobody says a word"
             return ()
-        numbers = self._random.choice(sorted(self._slots))
-        cohort, worker, is_started = self._slots[numbers]
+        numbers = self._random.choice(sorted(ready))
+        cohort, worker = self._slots[numbers]
+        leave = self._leave.pop(numbers, None)
         if self._is_stopping:
             del self._slots[numbers]
             return (Stopped(cohort),)
         try:
-            rung = worker.advance() if is_started else worker.start(cohort)
+            rung = worker.start(cohort) if leave is None else worker.advance(leave)
         except CohortError as error:
             del self._slots[numbers]
             return (Raised(cohort, str(error)),)
-        self._slots[numbers][2] = True
         if rung.is_last:
             del self._slots[numbers]
+        elif rung.epoch in cohort.pauses:
+            self.pauses += 1
+        else:
+            self._leave[numbers] = ()
         return (Reached(cohort, rung),)
 
     def stop(self):
         self._is_stopping = True
 
     def close(self):
-        self._slots = {}
+        self._slots, self._leave = {}, {}
 
 
 @pytest.mark.parametrize("sampler", ["qmc", "tpe", "cmaes"])
@@ -278,6 +297,223 @@ def test_ray_and_inline_give_identical_records(tmp_path, local_ray, reference):
     one = Sweep(tmp_path, f"folder:{tmp_path / 'store'}")
     assert one.run(local_ray).state == "complete"
     assert_exactly_once(one, reference(CONF))
+
+
+# Trials that leave early.
+
+PRUNED = {
+    "trials": 14,
+    "sampler": {"batch": 14},
+    "pruner": {"name": "successive_halving", "reduction_factor": 2, "lag": 2},
+    "task": {"name": "planar", "points": 100},
+    "network": {"name": "mlp", "width": 3, "dropout": {"uniform": [0, 0.3]}},
+    "trainer": {"epochs": 5, "learning_rate": {"log_uniform": [1e-3, 1e-1]}},
+    "measure": {"gradient_norm": {"examples": 5, "at": [0, 1, 5]}},
+    "execution": {"cohort_size": 3, "executor": "inline"},
+}
+
+
+def test_trials_that_are_pruned_are_results_up_to_where_they_left(tiny, reference):
+    tiny.tree = PRUNED
+    outcome = tiny.run()
+    assert outcome.state == "complete"
+    states = tiny.store.states(NAME)
+    pruned = {n for n, s in states.items() if s == "pruned"}
+    assert len(pruned) >= 6
+    assert set(states.values()) == {"pruned", "complete"}
+    progress = outcome.progress
+    assert (progress.pruned, progress.complete) == (len(pruned), 14 - len(pruned))
+    whole, _ = reference({**PRUNED, "pruner": {"name": "none"}})
+    spent = 0
+    for record in tiny.store.records(NAME):
+        header = record.header
+        number, rows = header.trial, record.table.to_pylist()
+        assert header.epochs_planned == 5
+        spent += header.epochs
+        if number not in pruned:
+            assert (header.pruned_at, header.epochs) == (None, 5)
+            assert_close({0: record.table}, {0: whole[number]})
+            continue
+        assert header.pruned_at == header.epochs
+        assert header.pruned_at in (1, 2, 4)
+        assert max(row["epoch"] for row in rows) == header.pruned_at
+        # What it recorded is what it would have recorded by then, had it stayed.
+        by_then = whole[number].filter(pc.less_equal(whole[number]["epoch"], header.pruned_at))
+        assert_close({0: record.table}, {0: by_then})
+        losses = {r["epoch"]: r["values"][0] for r in rows if r["quantity"] == "val_loss"}
+        trial = tiny.study.trials[number]
+        assert trial.state == optuna.trial.TrialState.PRUNED
+        assert trial.value == header.value == losses[header.pruned_at]
+        assert trial.intermediate_values == {header.pruned_at: header.value}
+    assert (progress.epochs_spent, progress.epochs_planned) == (spent, 14 * 5)
+    assert spent < 60
+    assert progress.epochs_again == 0
+    assert progress.best == min(
+        (t.value, t.number) for t in tiny.study.trials if t.number not in pruned
+    )
+    again = tiny.run().progress
+    assert (again.pruned, again.epochs_spent, again.best) == (len(pruned), spent, progress.best)
+    if tiny.uri.startswith("sqlite"):
+        from mlflow.tracking import MlflowClient
+
+        client = MlflowClient(tiny.uri)
+        found = client.search_runs(
+            [client.get_experiment_by_name(NAME).experiment_id],
+            "tags.`lyapsweep.state` = 'pruned'",
+        )
+        assert {int(r.data.tags["lyapsweep.trial_number"]) for r in found} == pruned
+        assert {r.info.status for r in found} == {"FINISHED"}
+        assert all(int(r.data.tags["lyapsweep.pruned_at"]) in (1, 2, 4) for r in found)
+
+
+MEDIAN = {
+    **PRUNED,
+    "trials": 18,
+    "sampler": {"batch": 18},
+    "pruner": {"name": "median", "n_startup_trials": 2, "lag": 2},
+}
+HYPERBAND = {**PRUNED, "pruner": {"name": "hyperband", "reduction_factor": 2, "lag": 1}}
+STEERED = {**PRUNED, "sampler": {"name": "tpe", "batch": 7, "startup": 3}}
+
+
+@pytest.mark.parametrize(
+    "tree",
+    [PRUNED, MEDIAN, HYPERBAND, STEERED],
+    ids=lambda t: str(t["pruner"]["name"]) + t["sampler"].get("name", ""),
+)
+def test_neither_workers_nor_their_order_change_who_leaves(in_folder, reference, tree):
+    pauses = set()
+    for slots, seed in ((2, 1), (3, 2), (5, 3)):
+        one = in_folder(tree, f"run-{slots}")
+        executor = Scrambled(slots, seed)
+        assert one.run(executor).state == "complete"
+        assert_exactly_once(one, reference(tree))
+        pauses.add(executor.pauses)
+    states = collections.Counter(one.store.states(one.name).values())
+    assert states["pruned"] >= 2
+    assert states["complete"] >= 2
+    assert len(pauses) == 1
+    assert pauses.pop() > 0
+
+
+@pytest.mark.parametrize("after", [0, 2, 5, 9])
+def test_a_stopped_sweep_with_a_pruner_is_resumed_as_if_it_had_not_been(
+    in_folder, reference, after
+):
+    one = in_folder(PRUNED)
+    for _ in range(3):
+        driver = one.driver(Scrambled(2, after))
+
+        def stop(progress, driver=driver, after=after):
+            if progress.finished >= after and progress.running:
+                driver.request_stop()
+
+        driver._listen = stop
+        outcome = driver.run()
+        if outcome.state == "complete":
+            break
+        assert "running" not in one.store.states(NAME).values()
+        after += 2
+    outcome = one.run(Scrambled(3, 0))
+    assert outcome.state == "complete"
+    assert_exactly_once(one, reference(PRUNED))
+    # What was trained for nothing is counted, over all drivers.
+    assert outcome.progress.epochs_again > 0
+    assert one.run().progress.epochs_again == outcome.progress.epochs_again
+
+
+def test_who_leaves_is_decided_alike_by_ray_and_inline(tmp_path, local_ray, reference):
+    one = Sweep(tmp_path, f"folder:{tmp_path / 'store'}", PRUNED)
+    assert one.run(local_ray).state == "complete"
+    assert_exactly_once(one, reference(PRUNED))
+
+
+def test_lost_workers_change_nobody_who_leaves(in_folder, reference):
+    one = in_folder(PRUNED)
+    assert one.run(LosingExecutor({0: 1, 3: 1, 9: 1})).state == "complete"
+    assert_exactly_once(one, reference(PRUNED))
+
+
+def test_members_that_diverge_are_on_record_at_once_and_leave(in_folder):
+    tree = conf(
+        trials=4,
+        network={"name": "mlp", "activation": "identity"},
+        trainer={
+            "epochs": 12,
+            "optimiser": "sgd",
+            "learning_rate": {"choice": [0.01, 900.0]},
+            "weight_decay": 0.9,
+        },
+        measure={},
+        execution={"cohort_size": 4, "keep_weights": True},
+    )
+    one = in_folder(tree)
+    seen = []
+    outcome = one.run(listener=lambda p: seen.append((p.diverged, dict(p.running))))
+    assert outcome.progress.diverged == max(d for d, _ in seen) > 0
+    assert any(d and running for d, running in seen), "recorded only when the last has ended"
+    for record in one.store.records(NAME):
+        if record.header.state == "diverged":
+            last = max(record.table["epoch"].to_pylist())
+            assert record.header.epochs == last < 12
+    kept = sorted(p.name for p in (one.root / "store").rglob("*.safetensors"))
+    assert kept == [f"{n:05d}.safetensors" for n in range(4)]
+    headers = [r.header for r in one.store.records(NAME)]
+    assert outcome.progress.epochs_spent == sum(h.epochs for h in headers) < 48
+    assert one.run().progress.epochs_spent == outcome.progress.epochs_spent
+
+
+def test_epochs_of_members_trained_along_are_counted_apart(in_folder, reference):
+    """A cohort-mate is on record already; to train the other alike, it trains along."""
+    one = in_folder(CONF)
+
+    class BrokenError(Exception):
+        pass
+
+    genuine, calls = records.write, []
+
+    def dies(record, path):
+        calls.append(path)
+        if len(calls) == 2:
+            raise BrokenError
+        genuine(record, path)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(records, "write", dies)
+        with pytest.raises(BrokenError):
+            one.run()
+    outcome = one.run()
+    assert_exactly_once(one, reference(CONF))
+    assert outcome.progress.epochs_again == 2
+    assert outcome.progress.epochs_spent == 12
+
+
+def test_changed_settings_in_the_store_are_refused(in_folder):
+    one = in_folder(CONF)
+    one.run()
+    path = one.root / "store" / NAME / "sweep.json"
+    content = json.loads(path.read_text())
+    content["config"]["trainer"]["epochs"] = 3
+    path.write_text(json.dumps(content))
+    with pytest.raises(SweepError, match="somebody changed them"):
+        one.run()
+    content["config"]["trainer"]["epochs"] = 2
+    content["config"]["execution"]["attempts"] = 7
+    path.write_text(json.dumps(content))
+    assert one.run().state == "complete"
+
+
+def test_a_cohort_size_is_fixed_when_the_sweep_is_created(in_folder, monkeypatch):
+    tree = conf(execution={"executor": "inline"})
+    one = in_folder(tree)
+    driver = one.driver()
+    stored = one.store.sweep(NAME).config
+    size = stored["execution"]["cohort_size"]
+    assert 1 <= size <= 6
+    assert stored["sampler"]["batch"] == 8 * size
+    monkeypatch.setattr("pipeline.sizing.measure", lambda *_, **__: pytest.fail("measured again"))
+    assert driver.run().state == "complete"
+    assert one.run().progress.finished == 6
 
 
 # Trials that go wrong.
@@ -417,7 +653,7 @@ def test_a_killed_ray_worker_needs_no_command(tmp_path, local_ray, reference):
 @pytest.fixture
 def impatient(monkeypatch):
     """Silent stores are tried again at once, and not for a minute."""
-    monkeypatch.setattr(sweep, "_RETRY_SECONDS", (0.001,) * 7)
+    monkeypatch.setattr(publishing, "RETRY_SECONDS", (0.001,) * 7)
 
 
 @pytest.mark.parametrize("method", ["publish", "begin_trial"])
@@ -574,7 +810,7 @@ def test_stopping_while_a_cohort_is_tried_in_parts_leaves_none_running(tiny, fra
     driver = tiny.driver()
 
     def stop(_):
-        if driver._queue and driver._attempts:
+        if driver._asker.queue and driver._publisher._starts:
             driver.request_stop()
 
     driver._listen = stop
@@ -691,6 +927,40 @@ def test_a_driver_killed_at_every_step_in_turn_loses_nothing(
     answer = crasher(one)
     assert answer.get("state") == "complete", answer.get("error")
     assert_exactly_once(one, reference(CRASHING))
+
+
+@pytest.mark.parametrize(
+    "kills",
+    [
+        [("spool", "after", 1), ("rename", "before", 5), ("tell", "before", 3)],
+        [("unlink", "before", 4), ("train", "after", 9), ("publish", "after", 6)],
+    ],
+)
+def test_a_driver_with_a_pruner_loses_nothing_when_killed(tmp_path, crasher, reference, kills):
+    """At a rung some of a cohort are on record and some train on."""
+    one = Sweep(tmp_path, f"folder:{tmp_path / 'store'}", PRUNED)
+    for call, when, nth in kills:
+        answer = crasher(one, {"call": call, "when": when, "nth": nth})
+        assert answer == {"killed": True}, (call, when, answer)
+    answer = crasher(one)
+    assert answer.get("state") == "complete", answer.get("error")
+    assert_exactly_once(one, reference(PRUNED))
+
+
+@pytest.mark.slow
+def test_a_driver_with_a_pruner_killed_before_any_operation_loses_nothing(
+    tmp_path, crasher, reference
+):
+    tree = {**PRUNED, "trials": 5, "execution": {"cohort_size": 3, "executor": "inline"}}
+    store_uri = f"folder:{tmp_path / 'store'}"
+    operations = crasher(Sweep(tmp_path, store_uri, tree, "whole"))["operations"]
+    assert operations > 30
+    for operation in range(1, operations + 1):
+        one = Sweep(tmp_path, store_uri, tree, f"killed-{operation}")
+        first = crasher(one, {"operation": operation})
+        answer = crasher(one)
+        assert answer.get("state") == "complete", (operation, first, answer)
+        assert_exactly_once(one, reference(tree))
 
 
 @pytest.mark.slow

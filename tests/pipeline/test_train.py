@@ -125,7 +125,10 @@ def test_a_diverging_member_leaves_the_others_bits_alone(task, poison):
     assert set(rungs[-1].diverged_at) == {1}
     for n in (0, 2, 3):
         assert hashed(rows, n) == hashed(expected, n)
-    assert all(np.isfinite(w).all() for w in rungs[-1].weights[1].values())
+    (at,) = [g for g in rungs if 1 in g.weights]
+    assert 1 in at.diverged_at
+    assert all(np.isfinite(w).all() for w in at.weights[1].values())
+    assert set(rungs[-1].weights) == {0, 2, 3}
 
 
 def steady(n):
@@ -370,3 +373,56 @@ def test_measuring_changes_no_result():
         for n in range(2):
             kept = {k: v for k, v in values(measured, n).items() if "norm" not in k[1]}
             assert kept == values(plain, n)
+
+
+def go(specs, leave, measure=(), **options):
+    """As `run`, where `leave` says for each epoch which trials leave there."""
+    cohort = Cohort(sweep_seed=7, trials=tuple(specs), measure=tuple(measure), **options)
+    rungs, training = [], train.train(cohort)
+    answer = None
+    try:
+        while True:
+            rungs.append(training.send(answer))
+            answer = leave.get(rungs[-1].epoch, ())
+    except StopIteration:
+        pass
+    rows = {s.number: [row for g in rungs for row in g.rows[s.number]] for s in specs}
+    return rungs, rows
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-10), ("float32", 1e-5)])
+@pytest.mark.parametrize("task", [PLANAR, TEXT], ids=lambda t: t.name)
+def test_who_leaves_changes_nobody_who_stays(task, dtype, tolerance):
+    clips = [None, 1.0, 0.5, None, 2.0, 0.1, None, 1.0]
+    options = {"dtype": dtype, "epochs": 4, "decay": 0.7, "decay_from": 2}
+    specs = [spec(n, task, clip_norm=clips[n], **options) for n in range(8)]
+    measure = [Choice("gradient_norm", catalog.load("diagnostics", "gradient_norm").Config())]
+    _, whole = run(specs, measure, keep_weights=True)
+    rungs, rows = go(specs, {0: (6,), 1: (0, 3), 3: (7, 2)}, measure, keep_weights=True)
+    last = {0: 1, 1: 4, 2: 3, 3: 1, 4: 4, 5: 4, 6: 0, 7: 3}
+    for n, epoch in last.items():
+        by_then = {k: v for k, v in values(whole, n).items() if k[0] <= epoch}
+        if epoch < 4:
+            assert not any("test" in k[1] for k in by_then)
+        assert_same(values(rows, n), by_then, tolerance)
+    assert [set(g.weights) for g in rungs] == [set(), set(), set(), set(), {1, 4, 5}]
+    for g in rungs:
+        standing = {n for n, epoch in last.items() if g.epoch <= epoch}
+        assert {n for n, loss in g.val_loss.items() if not math.isnan(loss)} == standing
+        assert {n for n, found in g.rows.items() if found} == standing
+        assert set(g.rows) == set(range(8))
+
+
+def test_members_that_diverge_leave_and_others_still_may():
+    rungs, rows = go([steady(0), diverging(1), steady(2), steady(3)], {2: (2,)})
+    _, alone = run([steady(3)])
+    assert rungs[-1].epoch == 4
+    assert set(rungs[-1].diverged_at) == {1}
+    assert_same(values(rows, 3), values(alone, 3), 1e-5)
+    assert max(r.epoch for r in rows[2]) == 2
+
+
+def test_training_ends_where_nobody_stays():
+    rungs, _ = go([spec(0, epochs=9), spec(1, epochs=9)], {1: (0,), 3: (1,)})
+    assert [g.epoch for g in rungs] == [0, 1, 2, 3]
+    assert not rungs[-1].is_last

@@ -1,0 +1,271 @@
+"""From a trial that begins or ends to all who keep record of it: spool, store, sampler.
+
+A trial that ends is spooled first (one file, written atomically), then published, then told to
+the sampler, then unspooled. Each step may be repeated; whatever is spooled when a driver dies is
+published by the next. A store that does not answer is tried again later, while training goes on.
+"""
+
+import contextlib
+import logging
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from pipeline import records
+from pipeline.config import SweepConfig
+from pipeline.home import Home
+from pipeline.plan import TrialSpec
+from pipeline.records import TrialHeader, TrialRecord
+from pipeline.rows import Row, now_ms
+from pipeline.store import Store, StoreError, StoreFullError, SweepInfo, TrialStart
+
+RETRY_SECONDS = (0.5, 1, 2, 4, 8, 15, 30)
+
+
+class SweepError(RuntimeError):
+    """The sweep cannot go on; what was measured so far is safe."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ending:
+    """How a trial ended, and with what."""
+
+    state: records.TrialState
+    value: float | None
+    epochs: int
+    diverged_at: int | None = None
+    pruned_at: int | None = None
+    error: str | None = None
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    weights: Mapping[str, Any] | None = None
+
+
+class Publisher:
+    """Keeps a sweep's store and study abreast of its trials.
+
+    Args:
+        provenance: of this driver; one that resumes may be another version on another machine.
+        told: called with the header of each trial of which the sampler has been told.
+        say: shows a line to whoever watches.
+    """
+
+    def __init__(
+        self,
+        config: SweepConfig,
+        info: SweepInfo,
+        store: Store,
+        home: Home,
+        study: optuna.Study,
+        *,
+        provenance: Mapping[str, Any],
+        told: Callable[[TrialHeader], None],
+        say: Callable[[str], None],
+    ) -> None:
+        self._config, self._info, self._store = config, info, store
+        self._home, self._study, self._provenance = home, study, provenance
+        self._told, self._say, self._last = told, say, ""
+        self._log_scaled = tuple(path for path, r in config.space.items() if r.is_log)
+        self._starts: dict[int, TrialStart] = {}
+        self._rows: dict[int, list[Row]] = {}
+        self._unbegun: set[int] = set()
+        self._waiting: deque[Path] = deque()
+        self._retry_at, self._retries = 0.0, 0
+
+    def begin(self, spec: TrialSpec, trial: Trial) -> TrialStart:
+        """A trial is trained from its start, once more if it was before."""
+        number = spec.number
+        if number in self._starts:
+            attempt = self._starts[number].attempt
+        else:
+            attempt = int(trial.user_attrs.get("attempt", 0))
+        attempt += 1
+        trial.set_user_attr("attempt", attempt)
+        self._rows[number] = []
+        self._starts[number] = TrialStart(
+            number=number,
+            uid=self.uid(number),
+            seed=spec.seed,
+            params=self._config.params(spec),
+            sampled=tuple(self._config.space),
+            start_ms=now_ms(),
+            attempt=attempt,
+            log_scaled=self._log_scaled,
+        )
+        # While the store is silent the trial can train; publishing begins it once it answers.
+        self._unbegun.add(number)
+        if time.monotonic() >= self._retry_at:
+            try:
+                self._store.begin_trial(self._info.name, self._starts[number])
+                self._unbegun.discard(number)
+            except StoreError as error:
+                self._put_off(error)
+        return self._starts[number]
+
+    def add(self, number: int, rows: list[Row]) -> None:
+        """What came of a trial at a rung."""
+        self._rows[number] += rows
+
+    def end(self, number: int, ending: Ending) -> None:
+        """Spools a trial; from here on it is never trained again. Raises OSError, SweepError."""
+        start = self._starts[number]
+        header = TrialHeader(
+            sweep=self._info.name,
+            trial=number,
+            trial_uid=start.uid,
+            seed=start.seed,
+            state=ending.state,
+            params=start.params,
+            sampled=start.sampled,
+            value=ending.value,
+            diverged_at=ending.diverged_at,
+            pruned_at=ending.pruned_at,
+            epochs=ending.epochs,
+            epochs_planned=self._config.epochs,
+            attempt=start.attempt,
+            start_ms=start.start_ms,
+            end_ms=now_ms(),
+            error=ending.error,
+            provenance={**self._provenance, **ending.provenance},
+        )
+        path = self._home.spool_path(number)
+        if ending.weights is not None:
+            _write_weights(ending.weights, path.with_suffix(".safetensors"))
+        table = records.to_table(self._info.name, number, self._rows.pop(number, []))
+        records.write(TrialRecord(header, table), path)
+        self._waiting.append(path)
+        self.publish()
+
+    def interrupt(self, number: int, reason: str) -> None:
+        """A trial that was begun will be trained again by another driver."""
+        with contextlib.suppress(StoreError):
+            self._store.interrupt_trial(self._info.name, number, reason)
+
+    def adopt_spool(self) -> None:
+        """Takes over what an earlier driver spooled. Raises SweepError, RecordError."""
+        for path in self._home.spooled():
+            header = records.read(path).header
+            if header.trial_uid != self.uid(header.trial):
+                raise SweepError(
+                    f"{path} is of another sweep that was named {self._info.name!r} too; "
+                    "move it elsewhere or delete it"
+                )
+            self._starts[header.trial] = TrialStart(
+                number=header.trial,
+                uid=header.trial_uid,
+                seed=header.seed,
+                params=header.params,
+                sampled=header.sampled,
+                start_ms=header.start_ms,
+                attempt=header.attempt,
+                log_scaled=self._log_scaled,
+            )
+            self._unbegun.add(header.trial)
+            self._waiting.append(path)
+
+    def publish(self) -> None:
+        """Publishes what is spooled; a store that does not answer is tried again later."""
+        if time.monotonic() < self._retry_at:
+            return
+        while self._waiting:
+            path = self._waiting[0]
+            try:
+                self._publish(path)
+            except StoreFullError as error:
+                self._last = str(error)
+                raise self._waiting_error() from error
+            except StoreError as error:
+                self._put_off(error)
+                return
+            self._waiting.popleft()
+            self._retries = 0
+
+    def drain(self, listen: Callable[[], None]) -> None:
+        """Publishes everything that waits, giving a silent store a last few chances."""
+        for _ in range(len(RETRY_SECONDS)):
+            self.publish()
+            if not self._waiting:
+                return
+            listen()
+            time.sleep(max(0.0, self._retry_at - time.monotonic()))
+        raise self._waiting_error()
+
+    def uid(self, number: int) -> str:
+        """Of a trial, unique across stores."""
+        return f"{self._info.sweep_id}/{number}"
+
+    def _publish(self, path: Path) -> None:
+        header = records.read(path).header
+        number = header.trial
+        if number in self._unbegun:
+            self._store.begin_trial(self._info.name, self._starts[number])
+            self._unbegun.discard(number)
+        self._store.publish(self._info.name, path)
+        self._tell(header)
+        path.with_suffix(".safetensors").unlink(missing_ok=True)
+        path.unlink()
+        self._told(header)
+
+    def _tell(self, header: TrialHeader) -> None:
+        if header.state == "complete":
+            self._study.tell(header.trial, header.value, skip_if_finished=True)
+            return
+        frozen = self._study.get_trials(deepcopy=False)[header.trial]
+        if frozen.state.is_finished():
+            return
+        # Attributes first: a trial that is told can no more be changed.
+        trial = Trial(self._study, frozen._trial_id)
+        if header.epochs is not None:
+            trial.set_user_attr("epochs", header.epochs)
+        if header.state == "failed":
+            self._study.tell(header.trial, state=TrialState.FAIL, skip_if_finished=True)
+        elif header.state == "pruned":
+            assert header.value is not None
+            assert header.pruned_at is not None
+            trial.report(header.value, header.pruned_at)
+            self._study.tell(header.trial, state=TrialState.PRUNED, skip_if_finished=True)
+        else:
+            trial.set_user_attr("diverged", True)
+            self._study.tell(header.trial, header.value, skip_if_finished=True)
+
+    def _put_off(self, error: StoreError) -> None:
+        """Leaves the store alone for a while, longer each time."""
+        delay = RETRY_SECONDS[min(self._retries, len(RETRY_SECONDS) - 1)]
+        self._retry_at, self._retries = time.monotonic() + delay, self._retries + 1
+        self._last = str(error)
+        self._say(self._last)
+        logging.getLogger("lyapsweep").warning("%s", error)
+
+    def _waiting_error(self) -> SweepError:
+        return SweepError(
+            f"{self._last}; {len(self._waiting)} finished trials are safe in "
+            f"{self._home.spool} and `lyapsweep resume {self._info.name}` publishes them"
+        )
+
+
+def state_of(trial: FrozenTrial) -> str:
+    """The state in our words of a trial that the sampler was told of."""
+    if trial.state == TrialState.FAIL:
+        return "failed"
+    if trial.state == TrialState.PRUNED:
+        return "pruned"
+    return "diverged" if trial.user_attrs.get("diverged") else "complete"
+
+
+def _write_weights(weights: Mapping[str, Any], path: Path) -> None:
+    import numpy as np
+    from safetensors.numpy import save
+
+    temporary = path.with_name(f"{path.name}.tmp")
+    with temporary.open("wb") as sink:
+        sink.write(save({name: np.ascontiguousarray(w) for name, w in weights.items()}))
+        sink.flush()
+        os.fsync(sink.fileno())
+    # The folder is made to last with the record that follows.
+    temporary.replace(path)
