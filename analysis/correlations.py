@@ -74,7 +74,7 @@ def correlations(frame: SweepFrame) -> pd.DataFrame:
         seen = table[[ft.LOSS_SEEN]] if ft.LOSS_SEEN in table else table[[]]
         given = covariates(settings)
         given_loss = covariates(settings.join(seen))
-        for name in map(str, table):
+        for name in ft.primary(table):
             x = table[name].to_numpy(float)
             is_bar = ft.FEATURES[name].group == "loss"
             lines.append(
@@ -111,7 +111,7 @@ def design(frame: SweepFrame) -> pd.DataFrame:
         lines += [_pair(-1, name, name, x, params[s]) for s in frame.sampled if s != name]
     for epoch in frame.measured_epochs:
         table = ft.features(ft.early_view(frame, epoch)).reindex(frame.target_at(epoch).index)
-        for name in map(str, table):
+        for name in ft.primary(table):
             x, label = table[name].to_numpy(float), ft.described(frame)[name].label
             lines += [
                 _pair(epoch, name, label, x, params.loc[table.index, s]) for s in frame.sampled
@@ -133,7 +133,7 @@ def divergence(frame: SweepFrame) -> pd.DataFrame:
         state = trials.reindex(table.index)
         is_case = (state["state"] == "diverged") & (state["last_epoch"] > epoch)
         enters = is_case | state.index.isin(frame.target_at(epoch).index)
-        for name in map(str, table):
+        for name in ft.primary(table):
             x, case = table.loc[enters, name].to_numpy(float), is_case[enters].to_numpy(bool)
             estimate = separation(x, case)
             num = {"num_diverged": int(case.sum()), "num_finite": int((~case).sum())}

@@ -1,12 +1,18 @@
-"""How well predictors foretell the final loss of trials they have not seen, and by how much more.
+"""How well predictors foretell the final loss of trials they have not seen.
 
 Repeated K-fold cross-validation by trial; within each fold a predictor sees the targets of the
-other folds only. Errors are of the logarithm of the loss where all losses are positive. The
-increment of one predictor over another is a paired bootstrap over trials of the ratio of their
-root-mean-square errors.
+other folds only, and whatever it tunes it tunes on those (nested). Beside that, for each sampled
+number, the trials of its lowest, middle and highest third are foretold from the other two: within
+and beyond the range are different questions. Errors are of the logarithm of the loss where all
+losses are positive. Whether the spectrum adds anything is `evidence`'s question: a table of scores
+cannot answer it.
+
+Diverged trials have no final loss and are a class of their own: `divergence_scores` asks how well
+they are told from the others.
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -14,18 +20,20 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from analysis import divergence as dv
 from analysis import features as ft
 from analysis.frame import EarlyView, SweepFrame
-from analysis.predictors.base import CannotPredictError, Predictor
-from analysis.statistics import correlation
+from analysis.inputs import Group
+from analysis.predictors.base import CannotPredictError, Prediction, Predictor
+from analysis.statistics import correlation, separation
 from pipeline import catalog
 
 NUM_FOLDS = 10
-NUM_REPEATS = 5
+NUM_REPEATS = 2
 MIN_TRIALS = 20
-_NUM_RESAMPLES = 4_000
-_CHUNK = 2_000_000  # drawn trials held at once
-BASELINE, CHALLENGER = "settings + loss seen", "settings + loss seen + spectrum"
+_COSTLY_FOLDS = 5
+_MIN_REGION = 5
+_KEPT = (0.1, 0.25)
 
 
 @dataclass(frozen=True)
@@ -33,16 +41,21 @@ class Comparison:
     """How predictors fared.
 
     Attributes:
-        scores: one line an (epoch, predictor): n, spearman with _low and _high, rmse, r2,
-            coverage (share inside the central 90 %), problem.
-        increments: one line an epoch: n, gain (how much smaller the error is with the spectrum
-            than without, as a share; negative where it is larger) with _low and _high, which
-            cover all epochs at once with 95 % (Bonferroni).
+        scores: one line an (epoch, predictor): n, spearman with _low and _high, kendall, rmse, r2
+            (on normal scores of the ranks), recall_10 and recall_25 (share of the best tenth and
+            quarter among the tenth and quarter foretold best), regret_10 and regret_25 (how much
+            worse than the best trial the best of those kept ends), nll (mean negative log
+            likelihood), coverage (share inside the central 90 %), problem.
+        regions: one line a (predictor that is not costly, setting) at `region_epoch`: n, rmse, r2
+            (against the mean of the trials fitted on; negative where extrapolation is worse than
+            that), coverage, problem.
+        region_epoch: the last measured epoch in the first half of training.
         is_log: whether the target was the logarithm of the loss.
     """
 
     scores: pd.DataFrame
-    increments: pd.DataFrame
+    regions: pd.DataFrame
+    region_epoch: int
     is_log: bool
 
 
@@ -53,20 +66,53 @@ def compare(frame: SweepFrame) -> Comparison:
     transformed = ft.log_if_positive(target)
     is_log = bool((target > 0).all())
     epochs = [e for e in frame.measured_epochs if e < frame.final_epoch]
-    scores, increments = [], []
+    early = [e for e in epochs if e <= frame.final_epoch / 2] or epochs[:1]
+    scores, regions = [], []
     for epoch in epochs:
         view = ft.early_view(frame, epoch)
         ahead = transformed.reindex(frame.target_at(epoch).index)
-        errors: dict[str, np.ndarray] = {}
         for name, predictor in variants().items():
-            line, squares = _score(view, ahead, predictor)
-            scores.append({"epoch": epoch, "predictor": name, **line})
-            if squares is not None:
-                errors[name] = squares
-        if BASELINE in errors and CHALLENGER in errors:
-            gain = _gain(errors[BASELINE], errors[CHALLENGER], 0.05 / len(epochs))
-            increments.append({"epoch": epoch, "n": len(errors[BASELINE]), **gain})
-    return Comparison(pd.DataFrame(scores), pd.DataFrame(increments), is_log)
+            scores.append({"epoch": epoch, "predictor": name, **_score(view, ahead, predictor)})
+            if epoch == early[-1] and not predictor.is_costly:
+                regions += _regions(view, ahead, name, predictor)
+    region_epoch = early[-1] if early else -1
+    return Comparison(pd.DataFrame(scores), pd.DataFrame(regions), region_epoch, is_log)
+
+
+@lru_cache(maxsize=2)
+def divergence_scores(frame: SweepFrame) -> pd.DataFrame:
+    """Held-out AUC of the probability to diverge later, by epoch and by what it is read from.
+
+    Columns: epoch, groups, num_diverged, num_finite, auc with _low, _high, _p, auc_problem.
+    """
+    lines = []
+    state = frame.trials[["state", "last_epoch"]]
+    for epoch in [e for e in frame.measured_epochs if e < frame.final_epoch]:
+        view = ft.early_view(frame, epoch)
+        is_case = (state["state"] == "diverged") & (state["last_epoch"] > epoch)
+        enters = is_case | state.index.isin(frame.target_at(epoch).index)
+        case = is_case[enters & state.index.isin(view.trials)]
+        for words, groups in _DIVERGENCE_GROUPS.items():
+            try:
+                probability = dv.held_out(view, case, groups, NUM_FOLDS)
+            except CannotPredictError as error:
+                found = {"auc": math.nan, "auc_problem": f"not computable: {error}"}
+            else:
+                auc = separation(probability.to_numpy(float), case.to_numpy(bool))
+                found = {
+                    "auc": auc.value, "auc_low": auc.low, "auc_high": auc.high, "auc_p": auc.p,
+                    "auc_problem": auc.problem,
+                }  # fmt: skip
+            counts = {"num_diverged": int(case.sum()), "num_finite": int((~case).sum())}
+            lines.append({"epoch": epoch, "groups": words, **counts, **found})
+    return pd.DataFrame(lines)
+
+
+_DIVERGENCE_GROUPS: dict[str, tuple[Group, ...]] = {
+    "settings": ("settings",),
+    "settings + loss seen + norms": ("settings", "loss", "norms"),
+    "settings + loss seen + norms + spectrum": ("settings", "loss", "norms", "spectrum"),
+}
 
 
 def variants() -> dict[str, Predictor]:
@@ -110,50 +156,121 @@ def cross_validate(
     return means, sds, centres
 
 
-def _score(
-    view: EarlyView, target: pd.Series, predictor: Predictor
-) -> tuple[dict[str, object], np.ndarray | None]:
-    target = target[target.index.isin(view.trials)]
+def thirds(values: pd.Series) -> Iterator[pd.Series]:
+    """Which trials are held out, third by third; value by value where there are two or three."""
+    if values.nunique() <= 3:
+        yield from (values == value for value in sorted(values.unique()))
+        return
+    low, high = values.quantile([1 / 3, 2 / 3])
+    yield values <= low
+    yield (values > low) & (values <= high)
+    yield values > high
+
+
+def _score(view: EarlyView, target: pd.Series, predictor: Predictor) -> dict[str, object]:
     n = len(target)
-    if n < MIN_TRIALS:
-        return {"n": n, "problem": f"not computable: {n} trials, {MIN_TRIALS} are needed"}, None
-    if np.ptp(target) == 0:
-        return {"n": n, "problem": "not computable: the target is the same in all trials"}, None
+    if n < MIN_TRIALS or target.nunique() < 2:
+        reason = f"{n} trials, {MIN_TRIALS} are needed" if n < MIN_TRIALS else "one final loss"
+        return {"n": n, "problem": f"not computable: {reason}"}
+    folds, repeats = (
+        (min(_COSTLY_FOLDS, NUM_FOLDS), 1) if predictor.is_costly else (NUM_FOLDS, NUM_REPEATS)
+    )
     try:
         means, sds, centres = cross_validate(
-            view, target, predictor, num_folds=NUM_FOLDS, num_repeats=NUM_REPEATS
+            view, target, predictor, num_folds=folds, num_repeats=repeats
         )
     except CannotPredictError as error:
-        return {"n": n, "problem": f"not computable: {error}"}, None
-    y = target.to_numpy(float)
+        return {"n": n, "problem": f"not computable: {error}"}
     known = np.isfinite(means).all(axis=0)
     if not known.all():
         missing = int((~known).sum())
-        return {"n": n, "problem": f"not computable: no prediction for {missing} trials"}, None
-    squares = ((means - y) ** 2).mean(axis=0)
+        return {"n": n, "problem": f"not computable: no prediction for {missing} trials"}
+    y = target.to_numpy(float)
     foretold = (means - centres).mean(axis=0)
     rank = correlation(foretold, y, "spearman", num_resamples=1_000)
-    inside = np.abs(means - y) <= stats.norm.ppf(0.95) * sds
-    line = {
+    return {
         "n": n,
         "spearman": rank.value,
         "spearman_low": rank.low,
         "spearman_high": rank.high,
-        "rmse": math.sqrt(squares.mean()),
-        "r2": 1 - float(squares.mean() / y.var()),
-        "coverage": float(inside.mean()),
+        "kendall": float(stats.kendalltau(foretold, y).statistic),
+        "rmse": math.sqrt(((means - y) ** 2).mean()),
+        "r2": _r2_of_ranks(foretold, y),
+        **_kept(means - centres, y),
+        "nll": float(-stats.norm.logpdf(y, means, sds).mean()),
+        "coverage": _coverage(means, sds, y),
         "problem": "",
     }
-    return line, squares
 
 
-def _gain(baseline: np.ndarray, challenger: np.ndarray, error_rate: float) -> dict[str, float]:
-    """1 - RMSE ratio with its percentile interval over trials."""
-    n, rng, parts = len(baseline), np.random.default_rng(0), []
-    rows = max(1, _CHUNK // n)
-    for start in range(0, _NUM_RESAMPLES, rows):
-        drawn = rng.integers(0, n, (min(rows, _NUM_RESAMPLES - start), n))
-        parts.append(np.sqrt(challenger[drawn].mean(axis=1) / baseline[drawn].mean(axis=1)))
-    low, high = np.quantile(1 - np.concatenate(parts), [error_rate / 2, 1 - error_rate / 2])
-    gain = 1 - math.sqrt(challenger.mean() / baseline.mean())
-    return {"gain": gain, "gain_low": float(low), "gain_high": float(high)}
+def _r2_of_ranks(foretold: np.ndarray, y: np.ndarray) -> float:
+    """R² of normal scores, foretold scores taken as they are: order and spread of ranks count."""
+    a, b = (stats.norm.ppf((stats.rankdata(v) - 0.5) / len(v)) for v in (foretold, y))
+    return 1 - float(((a - b) ** 2).sum() / (b**2).sum())
+
+
+def _kept(foretold: np.ndarray, y: np.ndarray) -> dict[str, float]:
+    """Recall and regret of keeping the trials foretold best, mean over repeats, (repeats, n)."""
+    found = {}
+    for share in _KEPT:
+        k = max(1, round(share * len(y)))
+        truly = set(np.argsort(y, kind="stable")[:k].tolist())
+        kept = [np.argsort(row, kind="stable")[:k] for row in foretold]
+        percent = round(100 * share)
+        found[f"recall_{percent}"] = float(
+            np.mean([len(truly & set(s.tolist())) / k for s in kept])
+        )
+        found[f"regret_{percent}"] = float(np.mean([y[s].min() for s in kept]) - y.min())
+    return found
+
+
+def _coverage(means: np.ndarray, sds: np.ndarray, y: np.ndarray) -> float:
+    return float((np.abs(means - y) <= stats.norm.ppf(0.95) * sds).mean())
+
+
+def _regions(
+    view: EarlyView, target: pd.Series, name: str, predictor: Predictor
+) -> list[dict[str, object]]:
+    """Each sampled number's thirds foretold from the other two."""
+    lines: list[dict[str, object]] = []
+    if len(target) < MIN_TRIALS or target.nunique() < 2:
+        return lines
+    for setting in view.sampled:
+        values = view.params[setting].reindex(target.index)
+        if not ft.is_number(values) or values.nunique() < 2:
+            continue
+        line: dict[str, object] = {"predictor": name, "setting": setting}
+        lines.append({**line, **_region(view, target, values, predictor)})
+    return lines
+
+
+def _region(
+    view: EarlyView, target: pd.Series, values: pd.Series, predictor: Predictor
+) -> dict[str, object]:
+    parts: list[tuple[Prediction, float]] = []
+    try:
+        for out in thirds(values):
+            if out.sum() < _MIN_REGION or (~out).sum() < MIN_TRIALS // 2:
+                continue
+            fitted = predictor.fit(view, target[~out])
+            prediction = fitted.predict(view, target.index[out])
+            parts.append((prediction, float(target[~out].mean())))
+    except CannotPredictError as error:
+        return {"n": 0, "problem": f"not computable: {error}"}
+    if not parts:
+        return {"n": 0, "problem": f"not computable: no third of {_MIN_REGION} trials"}
+    mean = pd.concat([prediction.mean for prediction, _ in parts])
+    sd = pd.concat([prediction.sd for prediction, _ in parts])
+    centre = np.concatenate([np.full(len(p.mean), c) for p, c in parts])
+    if not np.isfinite(mean).all():
+        missing = int((~np.isfinite(mean)).sum())
+        return {"n": len(mean), "problem": f"not computable: no prediction for {missing} trials"}
+    y = target.reindex(mean.index).to_numpy(float)
+    rest = float(((mean - y) ** 2).mean())
+    return {
+        "n": len(mean),
+        "rmse": math.sqrt(rest),
+        "r2": 1 - rest / float(((y - centre) ** 2).mean()),
+        "coverage": _coverage(mean.to_numpy(), sd.to_numpy(), y),
+        "problem": "",
+    }

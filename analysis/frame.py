@@ -111,9 +111,10 @@ class SweepFrame:
     def trials(self) -> pd.DataFrame:
         """One line a trial, indexed by number.
 
-        Columns: state, seed, attempt, diverged_at, last_epoch, target, best, score, test_loss,
-        test_score, seconds_training, seconds_measuring, error, then the settings. `target` and
-        `best` are NaN unless the trial is complete and its final loss finite.
+        Columns: state, seed, attempt, diverged_at, pruned_at, last_epoch, target, best, score,
+        test_loss, test_score, seconds_training, seconds_measuring, error, then the settings.
+        `target` and `best` are NaN unless the trial is complete and its final loss finite: a
+        trial that a pruner stopped has a last loss, but no final one.
         """
         index = pd.Index([h.trial for h in self.headers], name="trial")
         table = pd.DataFrame(
@@ -122,6 +123,7 @@ class SweepFrame:
                 "seed": [h.seed for h in self.headers],
                 "attempt": [h.attempt for h in self.headers],
                 "diverged_at": [h.diverged_at for h in self.headers],
+                "pruned_at": [h.pruned_at for h in self.headers],
             },
             index=index,
         )
@@ -145,6 +147,11 @@ class SweepFrame:
             ).reindex(index)
         table["error"] = [h.error for h in self.headers]
         return table.join(self.params[[c for c in self.params if c not in table.columns]])
+
+    @cached_property
+    def num_pruned(self) -> int:
+        """Trials a pruner stopped: those with a target are then a selection by their losses."""
+        return sum(h.state == "pruned" for h in self.headers)
 
     @property
     def target(self) -> pd.Series:

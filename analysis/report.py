@@ -25,10 +25,11 @@ import yaml
 from analysis import features as ft
 from analysis import words
 from analysis.correlations import correlations, design, divergence, most_telling, strongest
-from analysis.evaluate import NUM_FOLDS, NUM_REPEATS, compare
+from analysis.evaluate import NUM_FOLDS, NUM_REPEATS, compare, divergence_scores
+from analysis.evidence import increments
 from analysis.figures.base import Figure, when
 from analysis.frame import MEASURED_PREFIXES, AnalysisError, SweepFrame
-from analysis.statistics import detectable
+from analysis.statistics import benjamini_hochberg, detectable
 from analysis.verdict import early_epochs, verdict
 from pipeline import catalog
 
@@ -142,6 +143,7 @@ def _content(
         "design_notes": _design_notes(frame),
         "correlation_tables": _correlation_tables(frame),
         "predictors": _predictor_table(frame),
+        "regions": _region_table(frame),
         "increments": _increment_table(frame),
         "num_folds": NUM_FOLDS,
         "num_repeats": NUM_REPEATS,
@@ -149,6 +151,7 @@ def _content(
         "trials": _trial_table(frame),
         "casualties": _casualties(frame),
         "divergence": _divergence_table(frame),
+        "foretold_divergence": _foretold_divergence_table(frame),
         "config": config,
         "example_trial": int(frame.trials.index[0]),
     }
@@ -184,8 +187,11 @@ def _tables(frame: SweepFrame) -> dict[str, pd.DataFrame]:
         "correlations": correlations(frame),
         "design": design(frame),
         "divergence": divergence(frame),
+        "divergence_foretold": divergence_scores(frame),
         "predictors": comparison.scores if comparison else pd.DataFrame(),
-        "increments": comparison.increments if comparison else pd.DataFrame(),
+        "regions": comparison.regions if comparison else pd.DataFrame(),
+        "increments": increments(frame) if len(frame.target) else pd.DataFrame(),
+        "tests": _all_tests(frame),
         "features": _all_features(frame),
     }
     return {name: table for name, table in tables.items() if not table.empty}
@@ -462,41 +468,151 @@ def _predictor_table(frame: SweepFrame) -> TableView | None:
                 when(int(line["epoch"])),
                 line["predictor"],
                 _interval(line, "spearman"),
+                words.number(line["kendall"]),
                 words.significant(line["rmse"], 3),
                 words.number(line["r2"]),
+                words.percent(line["recall_10"]),
+                words.significant(line["regret_10"], 2),
+                words.significant(line["regret_25"], 2),
+                words.number(line["nll"]),
                 words.percent(line["coverage"]),
             ]
         )
     problems = sorted({str(p) for p in scores["problem"] if p})
     return _view(
         "Held-out trials foretold",
-        ("When", "From", "Rank correlation", "RMSE", "R²", "In the 90 % interval"),
+        (
+            "When", "From", "Rank correlation", "Kendall τ", "RMSE", "R² of ranks",
+            "Best tenth found", "Regret, a tenth kept", "a quarter kept", "NLL",
+            "In the 90 % interval",
+        ),
         rows,
-        (False, False, True, True, True, True),
+        (False, False, *[True] * 9),
         file="predictors",
         note="; ".join(problems),
+    )  # fmt: skip
+
+
+def _region_table(frame: SweepFrame) -> TableView | None:
+    """Thirds of each setting foretold from the other two, a column a setting."""
+    comparison = compare(frame) if len(frame.target) else None
+    if comparison is None or comparison.regions.empty or "r2" not in comparison.regions:
+        return None
+    known = comparison.regions[comparison.regions["problem"] == ""]
+    settings = list(dict.fromkeys(known["setting"]))
+    rows = []
+    for name, part in known.groupby("predictor", sort=False):
+        by = part.set_index("setting")
+        rows.append(
+            [
+                str(name),
+                *(
+                    f"{words.number(by.loc[s, 'r2'])} ({words.percent(by.loc[s, 'coverage'])})"
+                    if s in by.index
+                    else "–"
+                    for s in settings
+                ),
+            ]
+        )
+    return _view(
+        f"Foretold beyond the range seen, {when(comparison.region_epoch)}: R² (share in the 90 % "
+        "interval) where each third of a setting is foretold from the other two",
+        ("From", *settings),
+        rows,
+        (False, *[True] * len(settings)),
+        file="regions",
     )
 
 
 def _increment_table(frame: SweepFrame) -> TableView | None:
-    increments = compare(frame).increments if len(frame.target) else pd.DataFrame()
-    rows = [
-        [
-            when(int(line["epoch"])),
-            str(int(line["n"])),
-            words.percent(line["gain"], sign=True),
-            f"{words.percent(line['gain_low'], sign=True)} to "
-            f"{words.percent(line['gain_high'], sign=True)}",
-        ]
-        for _, line in increments.iterrows()
-    ]
+    tested = increments(frame) if len(frame.target) else pd.DataFrame()
+    q = _discoveries(frame)
+    rows = []
+    for _, line in tested.iterrows():
+        if line["problem"]:
+            continue
+        later = line["against_epoch"]
+        against = (
+            f"{_gain(line, 'against')} over epoch {int(later)}"
+            if math.isfinite(line["against"])
+            else f"– ({line['against_problem']})"
+        )
+        rows.append(
+            [
+                when(int(line["epoch"])),
+                line["group"],
+                str(int(line["n"])),
+                _gain(line, "gain"),
+                words.p_value(line["p"]),
+                words.p_value(line["p_holm"]),
+                words.p_value(q.get(("increment", int(line["epoch"]), line["group"]), math.nan)),
+                words.percent(line["determined"]),
+                words.percent(line["detectable"]) if math.isfinite(line["detectable"]) else "–",
+                _trials_needed(line["trials_needed"]),
+                words.number(line["cost_epochs"]),
+                against,
+            ]
+        )
+    problems = sorted({str(p) for p in tested["problem"] if p}) if len(tested) else []
     return _view(
         "What the spectrum takes off the error",
-        ("When", "n", "Gain", "95 % interval, all epochs at once"),
+        (
+            "When", "Group", "n", "Gain [95 % interval]", "p", "p (Holm)", "q (whole report)",
+            "Determined by the baseline", "Share found with 80 %", "Trials to conclude",
+            "Cost in epochs", "Gain over training on instead",
+        ),
         rows,
-        (False, True, True, True),
+        (False, False, *[True] * 9, False),
         file="increments",
+        note="; ".join(problems),
+    )  # fmt: skip
+
+
+def _trials_needed(number: float) -> str:
+    """Infinite where there is no gain; unknown where no share tried is found with 80 %."""
+    if math.isinf(number):
+        return "no gain to confirm"
+    return f"{math.ceil(number):,}" if math.isfinite(number) else "–"
+
+
+def _gain(line: pd.Series, column: str) -> str:
+    low, high = line[f"{column}_low"], line[f"{column}_high"]
+    return (
+        f"{words.percent(line[column], sign=True)} [{words.percent(low, sign=True)}, "
+        f"{words.percent(high, sign=True)}]"
     )
+
+
+def _all_tests(frame: SweepFrame) -> pd.DataFrame:
+    """Every p value of the report with Holm's correction in its table and q over all of them."""
+    found = []
+    table = correlations(frame)
+    if len(table):
+        table = table[table["group"] != "loss"]
+        for column in ("spearman", "given_settings", "given_settings_and_loss"):
+            part = table[["epoch", "feature", f"{column}_p", f"{column}_p_holm"]]
+            found.append(part.set_axis(["epoch", "of", "p", "p_holm"], axis=1).assign(test=column))
+    tested = increments(frame) if len(frame.target) else pd.DataFrame()
+    if len(tested):
+        part = tested[["epoch", "group", "p", "p_holm"]]
+        found.append(part.set_axis(["epoch", "of", "p", "p_holm"], axis=1).assign(test="increment"))
+    diverged = divergence(frame)
+    if len(diverged):
+        part = diverged[["epoch", "feature", "auc_p", "auc_p_holm"]]
+        found.append(part.set_axis(["epoch", "of", "p", "p_holm"], axis=1).assign(test="auc"))
+    if not found:
+        return pd.DataFrame()
+    whole = pd.concat(found, ignore_index=True).dropna(subset=["p"])
+    return whole.assign(q=benjamini_hochberg(whole["p"].to_numpy(float)))
+
+
+def _discoveries(frame: SweepFrame) -> dict[tuple[str, int, str], float]:
+    """q by (test, epoch, of what)."""
+    whole = _all_tests(frame)
+    if whole.empty:
+        return {}
+    keys = zip(whole["test"], whole["epoch"].astype(int), whole["of"], strict=True)
+    return dict(zip(keys, whole["q"], strict=True))
 
 
 def _trial_table(frame: SweepFrame) -> TableView | None:
@@ -538,6 +654,8 @@ def _casualties(frame: SweepFrame) -> TableView | None:
         error = str(line["error"]).strip().splitlines()[-1] if line["error"] else ""
         if line["state"] == "diverged" and np.isfinite(line["diverged_at"] or math.nan):
             error = f"diverged at update {int(line['diverged_at'])}"
+        elif line["state"] == "pruned":
+            error = "stopped early by the pruner"
         elif line["state"] == "complete":
             error = "complete, but without a finite final loss"
         settings = ", ".join(f"{name} {_setting(line[name])}" for name in frame.sampled)
@@ -572,6 +690,29 @@ def _divergence_table(frame: SweepFrame) -> TableView | None:
         rows,
         (False, False, True, True, True),
         file="divergence",
+    )
+
+
+def _foretold_divergence_table(frame: SweepFrame) -> TableView | None:
+    table = divergence_scores(frame)
+    known = table.dropna(subset=["auc"]) if len(table) else table
+    rows = [
+        [
+            when(int(line["epoch"])),
+            line["groups"],
+            f"{line['num_diverged']} / {line['num_finite']}",
+            f"{words.number(line['auc'])} [{words.number(line['auc_low'])}, "
+            f"{words.number(line['auc_high'])}]",
+        ]
+        for _, line in known.iterrows()
+        if int(line["epoch"]) in early_epochs(frame)
+    ]
+    return _view(
+        "Later divergence foretold in held-out trials",
+        ("When", "From", "Diverged / finite", "AUC"),
+        rows,
+        (False, False, True, True),
+        file="divergence_foretold",
     )
 
 

@@ -22,6 +22,8 @@ MIN_TRIALS = 5
 _PERMUTATION_BELOW = 20  # Spearman's t approximation is off by more than its use below this
 _NUM_PERMUTATIONS = 9_999
 _JACKKNIFE_UP_TO = 500  # its cost grows as n², what it corrects shrinks as 1/√n
+_NUM_GAINS = 5_000
+_NUM_FLIPS = 1_999
 _CHUNK = 250_000  # elements of a (B, n) block held at once: what a cache holds
 _FIELLER = 1.06  # variance of Fisher's z of a rank correlation, times n - 3 (Fieller 1957)
 
@@ -199,6 +201,50 @@ def separation(x: np.ndarray, is_case: np.ndarray) -> Estimate:
     )
 
 
+def error_gain(baseline: np.ndarray, challenger: np.ndarray, level: float = 0.05) -> Estimate:
+    """1 - RMSE ratio of squared errors (n,) on the same trials, with its BCa interval over them.
+
+    p: of exchanging the two errors of a trial at random, two-sided. The predictors that made the
+    errors are held fixed: what another training set would have made of them is not in the interval.
+    """
+    n = len(baseline)
+    if n < MIN_TRIALS or baseline.sum() <= 0:
+        return not_computable(f"{n} trials with errors, at least {MIN_TRIALS} are needed", n)
+    rng = np.random.default_rng(0)
+    pair = np.stack([baseline, challenger], axis=1)
+    sums = pair.sum(axis=0)
+    value = _gain(sums)
+    rows, parts = max(1, _CHUNK // n), []
+    for start in range(0, _NUM_GAINS, rows):
+        size = min(rows, _NUM_GAINS - start)
+        drawn = rng.integers(0, n, (size, n)) + n * np.arange(size)[:, None]
+        counts = np.bincount(drawn.ravel(), minlength=size * n).reshape(size, n)
+        parts.append(_gain(counts @ pair))
+    resampled = np.sort(np.concatenate(parts))
+    ends, name = _bca(float(value), resampled, _gain(sums - pair), level)
+    low, high = np.quantile(resampled, ends)
+    rest = baseline - challenger
+    flips = rng.integers(0, 2, (_NUM_FLIPS, n)) * 2 - 1
+    p = (1 + int((np.abs(flips @ rest) >= abs(rest.sum()) - 1e-12).sum())) / (1 + _NUM_FLIPS)
+    return Estimate(float(value), float(low), float(high), p, n, name, "sign flips")
+
+
+def _gain(sums: np.ndarray) -> np.ndarray:
+    """1 - RMSE ratio from sums of squared errors, (..., 2)."""
+    ratio = sums[..., 1] / np.maximum(sums[..., 0], 1e-300)
+    return np.asarray(1 - np.sqrt(np.maximum(ratio, 0)))
+
+
+def benjamini_hochberg(p: np.ndarray) -> np.ndarray:
+    """Adjusted p values (Benjamini & Hochberg 1995), NaN staying NaN and not counting as a test."""
+    adjusted = np.full(len(p), math.nan)
+    tested = np.flatnonzero(np.isfinite(p))
+    order = tested[np.argsort(p[tested], kind="stable")][::-1]
+    ranks = np.arange(len(order), 0, -1)
+    adjusted[order] = np.minimum(1, np.minimum.accumulate(p[order] * len(order) / ranks))
+    return adjusted
+
+
 def holm(p: np.ndarray) -> np.ndarray:
     """Holm's (1979) adjusted p values, NaN staying NaN and not counting as a test."""
     adjusted = np.full(len(p), math.nan)
@@ -267,26 +313,30 @@ def _bootstrap_interval(
         parts.append(_weighted(counts, x, y, kind))
     resampled = np.concatenate(parts)
     resampled = np.sort(resampled[np.isfinite(resampled)])
-    levels, name = _bca_levels(value, resampled, x, y, kind)
+    left_out = _weighted(1.0 - np.eye(n), x, y, kind) if n <= _JACKKNIFE_UP_TO else np.zeros(0)
+    levels, name = _bca(value, resampled, left_out)
     low, high = np.quantile(resampled, levels)
     return float(low), float(high), name
 
 
-def _bca_levels(
-    value: float, resampled: np.ndarray, x: np.ndarray, y: np.ndarray, kind: Kind
+def _bca(
+    value: float, resampled: np.ndarray, left_out: np.ndarray, level: float = 0.05
 ) -> tuple[tuple[float, float], str]:
-    n = len(x)
-    percentile = ((0.025, 0.975), "percentile")
+    """Levels of the bootstrap distribution that bound the interval (Efron 1987).
+
+    left_out: the estimate without each trial; empty where it was too dear to compute.
+    """
+    ends = (level / 2, 1 - level / 2)
+    percentile = (ends, "percentile")
     below = ((resampled < value).mean() + (resampled <= value).mean()) / 2
-    if n > _JACKKNIFE_UP_TO or not 0 < below < 1:
+    if len(left_out) == 0 or not 0 < below < 1:
         return percentile
-    left_out = _weighted(1.0 - np.eye(n), x, y, kind)
     gap = np.nanmean(left_out) - left_out
     if not np.isfinite(gap).all() or gap @ gap == 0:
         return percentile
     acceleration = (gap**3).sum() / (6 * (gap @ gap) ** 1.5)
     z0 = stats.norm.ppf(below)
-    shifted = z0 + stats.norm.ppf([0.025, 0.975])
+    shifted = z0 + stats.norm.ppf(ends)
     scale = 1 - acceleration * shifted
     if (scale <= 0).any():
         return percentile

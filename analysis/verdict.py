@@ -4,7 +4,8 @@ The verdict is decided by rule, from the early epochs (up to half of training) a
 
 1. too few finished trials, no spectrum, or a constant target: no claim;
 2. a feature still goes with the final loss once settings and loss seen are held fixed (Holm,
-   5 %), and it also makes cross-validated prediction better: the spectrum adds;
+   5 %), and the spectrum also makes cross-validated prediction better (permutation test, Holm,
+   5 %): the spectrum adds;
 3. only one of the two: a hint;
 4. it does once settings are held fixed, but the loss seen knows as much: redundant;
 5. it does only while settings vary: confounded;
@@ -19,7 +20,7 @@ import pandas as pd
 
 from analysis import words
 from analysis.correlations import correlations, divergence, most_telling, strongest
-from analysis.evaluate import compare
+from analysis.evidence import increments
 from analysis.features import LOSS_SEEN
 from analysis.figures.base import when
 from analysis.frame import SweepFrame
@@ -38,6 +39,7 @@ _DECIDES = {
     "redundant": ("given_settings", "the settings"),
 }
 """Which correlation a claim rests on, where it is not the plain one, and what it holds fixed."""
+_GROUP_WORDS = {"spectrum": "the spectrum", "ftle": "the FTLEs"}
 _STEERED = ("tpe", "gp", "cmaes")
 
 
@@ -59,7 +61,7 @@ class Verdict:
 
 
 def verdict(frame: SweepFrame) -> Verdict:
-    """Reads the tables of `correlations` and `compare`; computes nothing of its own."""
+    """Reads the tables of `correlations` and `increments`; computes nothing of its own."""
     n = len(frame.target)
     refusal = _refusal(frame, n)
     if refusal is not None:
@@ -67,8 +69,8 @@ def verdict(frame: SweepFrame) -> Verdict:
     table = correlations(frame)
     early = early_epochs(frame)
     spectral = table[table["group"].isin(["spectrum", "ftle"]) & table["epoch"].isin(early)]
-    increments = compare(frame).increments
-    gains = increments[increments["epoch"].isin(early)] if len(increments) else increments
+    tested = increments(frame)
+    gains = tested[tested["epoch"].isin(early)].dropna(subset=["gain"]) if len(tested) else tested
     kind, row = _decide(spectral, gains)
     if row is None:
         return Verdict(
@@ -119,7 +121,7 @@ def _refusal(frame: SweepFrame, n: int) -> Verdict | None:
 def _decide(spectral: pd.DataFrame, gains: pd.DataFrame) -> tuple[Kind, pd.Series | None]:
     """The rule that holds, and the line of the table that it rests on."""
     strictest = most_telling(spectral, "given_settings_and_loss", level=_LEVEL)
-    helps = len(gains) > 0 and bool((gains["gain_low"] > 0).any())
+    helps = len(gains) > 0 and bool((gains["p_holm"].astype(float) < _LEVEL).any())
     if strictest is not None and strictest["given_settings_and_loss_p_holm"] < _LEVEL:
         return ("adds" if helps else "hint"), strictest
     if helps and strictest is not None:
@@ -195,15 +197,7 @@ def _evidence(
             f"{_spelled(bar.iloc[0], 'spearman')}."
         )
     if len(gains):
-        best = gains.iloc[int(gains["gain"].to_numpy().argmax())]
-        change = "smaller" if best["gain"] >= 0 else "larger"
-        unclear = "" if best["gain_low"] > 0 else ", not distinguishable from none"
-        found.append(
-            f"Predicting held-out trials from settings and loss seen, the error with the spectrum "
-            f"is at best {words.percent(abs(best['gain']))} {change} ({when(int(best['epoch']))}; "
-            f"95 % interval of the gain over all early epochs {words.percent(best['gain_low'])} "
-            f"to {words.percent(best['gain_high'])}{unclear})."
-        )
+        found += _tested(gains)
     if kind == "hint":
         by_rank = row["given_settings_and_loss_p_holm"] < _LEVEL
         found.append(
@@ -212,6 +206,49 @@ def _evidence(
             else "Prediction gets better but no single feature passes the corrected test."
         )
     return tuple(found)
+
+
+def _tested(gains: pd.DataFrame) -> list[str]:
+    """What the increment test says: the gain, whether it could be chance, what it could miss."""
+    best = gains.iloc[int(gains["gain"].to_numpy().argmax())]
+    is_found = best["p_holm"] < _LEVEL
+    change = "smaller" if best["gain"] >= 0 else "larger"
+    unclear = "" if is_found else ", not distinguishable from none"
+    found = [
+        "Predicting held-out trials from settings, loss so far and norms, in whatever smooth form "
+        f"they act, the error with {_GROUP_WORDS[best['group']]} is at best "
+        f"{words.percent(abs(best['gain']))} {change} ({when(int(best['epoch']))}; 95 % interval "
+        f"of the gain {words.percent(best['gain_low'])} to {words.percent(best['gain_high'])}; "
+        f"permutation test {words.p_phrase(best['p_holm'])} after Holm's correction{unclear})."
+    ]
+    if not is_found and math.isfinite(best["detectable"]):
+        found.append(
+            f"What this test could find: a group that explains "
+            f"{words.percent(best['detectable'])} of what the baseline leaves of the variance, "
+            f"with 80 %, before any correction{_more_trials(best)}."
+        )
+    if math.isfinite(best["against"]) and is_found:
+        than = "less" if best["against"] >= 0 else "more"
+        sure = best["against_low"] > 0 or best["against_high"] < 0
+        found.append(
+            f"Measuring cost {words.number(best['cost_epochs'])} epochs of training. Compared with "
+            f"training on to epoch {int(best['against_epoch'])} instead, the error is "
+            f"{words.percent(abs(best['against']))} {than}"
+            + ("." if sure else ", not distinguishable from none.")
+        )
+    return found
+
+
+def _more_trials(best: pd.Series) -> str:
+    n, needed = int(best["n"]), best["trials_needed"]
+    if math.isinf(needed):
+        return "; the gain seen is none, and no number of trials would make a conclusion of it"
+    if not needed > n:
+        return ""
+    return (
+        f". To conclude on a gain as small as the one seen, {math.ceil(needed):,} trials "
+        f"would be needed, {math.ceil(needed) - n:,} more"
+    )
 
 
 def _cautions(frame: SweepFrame, table: pd.DataFrame, spectral: pd.DataFrame) -> tuple[str, ...]:
@@ -259,7 +296,19 @@ def _cautions(frame: SweepFrame, table: pd.DataFrame, spectral: pd.DataFrame) ->
             f"the final loss at {_spelled(row, 'given_settings_and_loss')} with settings and loss "
             "seen held fixed; that is no early sign."
         )
-    return (*found, *_divergence(frame))
+    return (*found, *_censoring(frame), *_divergence(frame))
+
+
+def _censoring(frame: SweepFrame) -> tuple[str, ...]:
+    """A warning where a pruner stopped trials for their losses."""
+    if frame.num_pruned == 0:
+        return ()
+    stopped = words.count(frame.num_pruned, "trial")
+    return (
+        f"{stopped} stopped early by a pruner and left out of all correlations: those that ran to "
+        "their end were chosen by their early losses, so what is said here holds among the chosen, "
+        "and is weaker or stronger than among all. Use no pruner for such a study.",
+    )
 
 
 def _divergence(frame: SweepFrame) -> tuple[str, ...]:

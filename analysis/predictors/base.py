@@ -45,9 +45,11 @@ class Predictor(ABC):
     """One way of foretelling the final loss.
 
     `variants` are the settings under which the report compares this predictor, by the words
-    the report uses for them.
+    the report uses for them. `is_costly` where one fit takes more than some hundredths of a second:
+    such a predictor is cross-validated in fewer folds.
     """
 
+    is_costly: ClassVar[bool] = False
     Config: ClassVar[type[PredictorConfig]]
     variants: ClassVar[Mapping[str, PredictorConfig]]
 

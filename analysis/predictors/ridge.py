@@ -1,30 +1,22 @@
 """Ridge regression on groups of features, its penalty chosen by leave-one-out inside the fit.
 
-The settings enter with squares and products, the loss seen with its square and cube: a linear
+The settings enter with squares and products, the losses with squares and cubes: a linear
 baseline would flatter the spectrum (Hoerl & Kennard 1970 for ridge; Golub, Heath & Wahba 1979
 for the closed form of leave-one-out).
 """
 
-import math
 from dataclasses import dataclass
 from itertools import combinations
-from typing import ClassVar, Literal, Self
+from typing import ClassVar, Self
 
 import numpy as np
 import pandas as pd
 
 from analysis import features as ft
+from analysis import inputs
 from analysis.frame import EarlyView
-from analysis.predictors.base import (
-    CannotPredictError,
-    Prediction,
-    Predictor,
-    PredictorConfig,
-)
+from analysis.predictors.base import CannotPredictError, Prediction, Predictor, PredictorConfig
 
-Group = Literal["settings", "loss", "spectrum"]
-
-_SETTING = "settings/"
 _PENALTIES = np.logspace(-3, 4, 22)
 
 
@@ -33,40 +25,40 @@ class Ridge(Predictor):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(PredictorConfig):
-        """groups: what may be used: settings, loss, spectrum (FTLEs count as spectrum)."""
+        """groups: what may be used: settings, loss, norms, spectrum (FTLEs count as spectrum)."""
 
-        groups: tuple[Group, ...] = ("settings", "loss", "spectrum")
+        groups: tuple[inputs.Group, ...] = ("settings", "loss", "spectrum")
 
     variants: ClassVar = {
         "settings": Config(groups=("settings",)),
         "settings + loss seen": Config(groups=("settings", "loss")),
+        "settings + loss seen + norms": Config(groups=("settings", "loss", "norms")),
         "settings + loss seen + spectrum": Config(groups=("settings", "loss", "spectrum")),
+        "spectrum": Config(groups=("spectrum",)),
     }
 
     def fit(self, view: EarlyView, target: pd.Series) -> Self:
         """Standardises on these trials, then takes the penalty of least leave-one-out error."""
-        base = self._base(view).reindex(target.index)
-        values = base.to_numpy(float)
-        # The median stands in for a missing number; it is this fit's, also when predicting.
-        self._names = [str(name) for name in base]
-        self._median = base.median().to_numpy(float)
-        self._centre, width = base.mean().to_numpy(float), base.std(ddof=0).to_numpy(float)
-        self._width = np.where(width > 1e-12, width, 1.0)
-        self._is_binary = (base.nunique() <= 2).to_numpy(bool)
-        self._terms, X = self._expand(values)
-        self._mean, self._scale = X.mean(axis=0), X.std(axis=0)
-        self._used = self._scale > 1e-9
-        if len(target) < 5 or not self._used.any():
-            raise CannotPredictError(f"{len(target)} trials and {self._used.sum()} varying terms")
+        base = inputs.table(view, self.config.groups)
+        fitted = base.reindex(target.index)
+        self._scale = inputs.Scale.of(fitted)
+        self._is_binary = [fitted[name].nunique() <= 2 for name in self._scale.names]
+        self._terms, X = self._expand(base, target.index)
+        self._mean, spread = X.mean(axis=0), X.std(axis=0)
+        self._used = spread > 1e-9
+        if not self._used.any():
+            raise CannotPredictError("no term varies")
+        self._width = spread[self._used]
         y = target.to_numpy(float)
         self._offset = float(y.mean())
         U, s, Vt = np.linalg.svd(self._standard(X), full_matrices=False)
-        self._weights, self._sd, self.penalty = _best(U, s, Vt, y - self._offset)
+        self._weights, left_out, self.penalty = best(U, s, Vt, y - self._offset)
+        self._sd = inputs.spread(left_out)
         return self
 
     def predict(self, view: EarlyView, trials: pd.Index) -> Prediction:
-        """The regression, with the leave-one-out error's standard deviation for all."""
-        _, X = self._expand(self._base(view).reindex(trials).to_numpy(float))
+        """The regression, with the spread of the leave-one-out errors for all."""
+        _, X = self._expand(inputs.table(view, self.config.groups), trials)
         mean = self._offset + self._standard(X) @ self._weights
         return Prediction(pd.Series(mean, index=trials), pd.Series(self._sd, index=trials))
 
@@ -82,56 +74,41 @@ class Ridge(Predictor):
 
     def _standard(self, X: np.ndarray) -> np.ndarray:
         # Beyond four standard deviations a cube would run away with the prediction.
-        used = self._used
-        standard: np.ndarray = (X[:, used] - self._mean[used]) / self._scale[used]
+        standard: np.ndarray = (X - self._mean)[:, self._used] / self._width
         return standard.clip(-4, 4)
 
-    def _base(self, view: EarlyView) -> pd.DataFrame:
-        """The columns of the chosen groups as measured, not yet raised to powers."""
-        table, parts = ft.features(view), []
-        if "settings" in self.config.groups:
-            parts.append(ft.hyperparameters(view).add_prefix(_SETTING))
-        if "loss" in self.config.groups:
-            names = [n for n in (ft.LOSS_SEEN, "loss.train") if n in table]
-            logged = pd.DataFrame({n: ft.log_if_positive(table[n]) for n in names})
-            parts.append(logged.reindex(view.trials))
-        if "spectrum" in self.config.groups:
-            names = ft.measured(table)
-            if not names:
-                raise CannotPredictError(f"no spectrum or FTLE was measured at epoch {view.epoch}")
-            parts.append(table[names])
-        base = pd.concat(parts, axis=1)
-        if base.shape[1] == 0:
-            raise CannotPredictError(f"none of {', '.join(self.config.groups)} is known")
-        return base
-
-    def _expand(self, values: np.ndarray) -> tuple[list[str], np.ndarray]:
+    def _expand(self, base: pd.DataFrame, trials: pd.Index) -> tuple[list[str], np.ndarray]:
         """Terms and their columns: powers and products on the fit's own scale."""
-        z = (np.where(np.isfinite(values), values, self._median) - self._centre) / self._width
+        z, names = self._scale(base, trials), self._scale.names
         terms, columns = [], []
-        for i, name in enumerate(self._names):
-            degree = 3 if name == ft.LOSS_SEEN else 2 if name.startswith(_SETTING) else 1
-            for power in range(1, 1 + (1 if self._is_binary[i] else degree)):
+        for i, name in enumerate(names):
+            for power in range(1, 1 + (1 if self._is_binary[i] else _degree(name))):
                 terms.append(name if power == 1 else f"{name}^{power}")
                 columns.append(z[:, i] ** power)
-        settings = [i for i, name in enumerate(self._names) if name.startswith(_SETTING)]
+        settings = [i for i, name in enumerate(names) if name.startswith(inputs.SETTING)]
         for i, j in combinations(settings, 2):
-            terms.append(f"{self._names[i]} × {self._names[j]}")
+            terms.append(f"{names[i]} × {names[j]}")
             columns.append(z[:, i] * z[:, j])
-        return [term.replace(_SETTING, "") for term in terms], np.stack(columns, axis=1)
+        return [term.replace(inputs.SETTING, "") for term in terms], np.stack(columns, axis=1)
 
 
-def _best(
+def _degree(name: str) -> int:
+    if name.startswith(inputs.SETTING):
+        return 2
+    return 3 if ft.FEATURES[name].group == "loss" else 1
+
+
+def best(
     U: np.ndarray, s: np.ndarray, Vt: np.ndarray, y: np.ndarray
-) -> tuple[np.ndarray, float, float]:
-    """Weights, leave-one-out error and penalty of the ridge fit that foretells best."""
+) -> tuple[np.ndarray, np.ndarray, float]:
+    """Weights, leave-one-out errors and penalty of the ridge fit that foretells best."""
     n, found = len(y), []
     projected = U.T @ y
     for penalty in _PENALTIES:
         shrink = s**2 / (s**2 + penalty)
         leverage = 1 / n + (U**2) @ shrink
         left_out = (y - U @ (shrink * projected)) / np.maximum(1e-9, 1 - leverage)
-        found.append((float(left_out @ left_out) / n, float(penalty)))
-    error, penalty = min(found)
+        found.append((float(left_out @ left_out), float(penalty), left_out))
+    _, penalty, left_out = min(found, key=lambda f: f[:2])
     weights: np.ndarray = Vt.T @ (s / (s**2 + penalty) * projected)
-    return weights, math.sqrt(error), penalty
+    return weights, left_out, penalty

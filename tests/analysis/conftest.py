@@ -6,10 +6,24 @@ from io import BytesIO
 import pytest
 from matplotlib.figure import Figure as Picture
 
-from analysis import correlations, evaluate
+from analysis import correlations, evaluate, evidence
 from analysis.figures import base
 from analysis.frame import SweepFrame
+from analysis.predictors.base import Predictor
+from analysis.predictors.last_seen_loss import LastSeenLoss
+from analysis.predictors.ridge import Ridge
 from tests.analysis import synthetic
+
+all_variants = evaluate.variants
+
+
+def _quick_variants() -> dict[str, Predictor]:
+    """Those that fit in milliseconds; the others have tests of their own."""
+    return {
+        words: predictor
+        for words, predictor in all_variants().items()
+        if not predictor.is_costly and isinstance(predictor, LastSeenLoss | Ridge)
+    }
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -18,6 +32,10 @@ def _small_resampling() -> Iterator[None]:
         patch.setattr(correlations, "NUM_RESAMPLES", 200)
         patch.setattr(evaluate, "NUM_REPEATS", 1)
         patch.setattr(evaluate, "NUM_FOLDS", 5)
+        patch.setattr(evaluate, "variants", _quick_variants)
+        patch.setattr(evidence, "NUM_REPEATS", 1)
+        patch.setattr(evidence, "NUM_FOLDS", 5)
+        patch.setattr(evidence, "NUM_PERMUTATIONS", 199)
         patch.setattr(base, "DPI", 60)
         yield
 

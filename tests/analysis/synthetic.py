@@ -14,6 +14,7 @@ from pipeline.records import Row, TrialHeader, TrialRecord
 from pipeline.store import SweepInfo
 
 Effect = Literal["planted", "confounded", "null", "reversed"]
+Tails = Literal["normal", "heavy"]
 Family = Literal["lstm", "mlp"]
 
 EPOCHS = 6
@@ -71,14 +72,7 @@ def sweep(
     found = []
     for number in range(n):
         unit = rng.uniform(size=3)
-        params = {
-            "network.name": "lstm" if family == "lstm" else "mlp",
-            "network.units": 64,
-            "network.init_scale": float(0.05 * 10 ** unit[0]),
-            "network.dropout": float(0.3 * unit[1]),
-            "trainer.learning_rate": float(10 ** (-4 + 3 * unit[2])),
-            "trainer.epochs": EPOCHS,
-        }
+        params = _settings(unit, family)
         trait, rate = rng.normal(), 2 * unit[2] - 1
         shown = {
             "planted": trait,
@@ -102,6 +96,76 @@ def sweep(
             _trial(name, number, params, state, shown, log_loss, family, num_exponents, rng)
         )
     return found
+
+
+TRAIT, NOISE = 0.14, 0.35
+
+
+def curved(
+    effect: Effect, n: int, *, seed: int = 0, tails: Tails = "normal", trait: float = TRAIT
+) -> list[TrialRecord]:
+    """Trials as hard to judge as real ones: the settings bend the final loss in every kind.
+
+    The loss has an optimum in the learning rate, a threshold in it, and a product with the init
+    scale. The spectrum shows a trait of the trial that lowers the loss by `trait` (planted), a
+    curved and noisy function of learning rate and init scale alone (confounded), or noise (null).
+    """
+    rng = np.random.default_rng(seed)
+    noise = _heavy(rng) if tails == "heavy" else rng.normal
+    found = []
+    for number in range(n):
+        unit = rng.uniform(size=3)
+        init, _, rate = 2 * unit - 1
+        own = noise()
+        shown = {
+            "planted": own,
+            "confounded": 1.2 * np.tanh(2.5 * rate) + 0.5 * np.sin(2 * init) + 0.4 * noise(),
+            "null": noise(),
+        }[effect]
+        bend = 1.2 * (rate - 0.2) ** 2 + 0.5 * np.tanh(3 * rate) + 0.3 * init * (init + rate)
+        log_loss = 0.5 + 0.25 * (bend + NOISE * noise()) - 0.1 * unit[1]
+        if effect == "planted":
+            log_loss -= 0.25 * trait * own
+        params = _settings(unit, "lstm")
+        found.append(
+            _trial("made-up", number, params, "complete", shown, log_loss, "lstm", 12, rng)
+        )
+    return found
+
+
+def explained_share(epoch: int, trait: float = TRAIT, num_draws: int = 200_000) -> float:
+    """Share of what settings and curve leave of the final loss that the planted trait explains.
+
+    By least squares on many draws of the hidden variables of `curved`, settings held fixed.
+    """
+    rng = np.random.default_rng(0)
+    own, rest, spectrum = rng.normal(size=(3, num_draws))
+    log_loss = 0.25 * (NOISE * rest - trait * own)
+    progress = np.arange(epoch + 1) / EPOCHS
+    curve = progress[:, None] * log_loss + 0.25 * (1 - progress[:, None]) * rng.normal(
+        size=(epoch + 1, num_draws)
+    )
+    seen = own + spectrum / 4  # the largest exponent is -0.3 + 0.08 shown + 0.02 noise
+    without, with_it = (
+        log_loss - X @ np.linalg.lstsq(X, log_loss, rcond=None)[0]
+        for X in (curve.T, np.column_stack([curve.T, seen]))
+    )
+    return 1 - float(with_it.var() / without.var())
+
+
+def _heavy(rng: np.random.Generator) -> Callable[[], float]:
+    return lambda: float(rng.standard_t(3) / np.sqrt(3))
+
+
+def _settings(unit: np.ndarray, family: Family) -> dict[str, object]:
+    return {
+        "network.name": "lstm" if family == "lstm" else "mlp",
+        "network.units": 64,
+        "network.init_scale": float(0.05 * 10 ** unit[0]),
+        "network.dropout": float(0.3 * unit[1]),
+        "trainer.learning_rate": float(10 ** (-4 + 3 * unit[2])),
+        "trainer.epochs": EPOCHS,
+    }
 
 
 def stored(root: Path, trials: list[TrialRecord], name: str = "made-up") -> FolderStore:

@@ -5,7 +5,7 @@ from scipy import stats
 
 from analysis import features as ft
 from analysis.correlations import correlations, covariates, design, divergence
-from analysis.evaluate import compare
+from analysis.evidence import increments
 from analysis.frame import SweepFrame
 from analysis.statistics import holm, partial_correlation
 from tests.analysis import synthetic
@@ -17,7 +17,7 @@ def test_the_table_is_scipys(frames: dict[str, SweepFrame]) -> None:
     target = frame.target
     for epoch in frame.measured_epochs:
         known = ft.features(frame.early_view(epoch)).loc[target.index]
-        for name in known:
+        for name in ft.primary(known):
             line = table.loc[(epoch, name)]
             assert line["n"] == len(target) == 52
             reference = stats.spearmanr(known[name], target)
@@ -138,5 +138,5 @@ def test_trials_that_have_ended_do_not_count() -> None:
     assert table.loc[(2, ft.LOSS_SEEN), "spearman"] == pytest.approx(
         stats.spearmanr(seen, late).statistic
     )
-    increments = compare(frame).increments.set_index("epoch")
-    assert increments["n"].to_dict() == {0: 30, 1: 30, 2: 22, 4: 22}
+    tested = increments(frame).set_index("epoch")
+    assert tested["n"].to_dict() == {0: 30, 1: 30, 2: 22, 4: 22}

@@ -137,7 +137,7 @@ def test_an_earlier_epoch_does_not_stand_in_for_a_skipped_one() -> None:
     view = SweepFrame.from_records(synthetic.info(), trials).early_view(2)
     table = ft.features(view)
     spectral = [n for n in table if ft.FEATURES[n].group == "spectrum"]
-    assert len(spectral) == 8
+    assert len(spectral) == 14
     assert table.loc[1, spectral].isna().all()
     assert table.loc[0, spectral].notna().all()
     assert table.loc[1, ["gradient_norm", "loss.seen"]].notna().all()

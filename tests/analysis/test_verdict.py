@@ -46,7 +46,8 @@ def test_null(frames: dict[str, SweepFrame]) -> None:
     found = vd.verdict(frames["null"])
     assert found.kind == "nothing"
     assert "adds nothing" in found.headline
-    assert "not distinguishable from none" in found.evidence[-1]
+    assert any("not distinguishable from none" in sentence for sentence in found.evidence)
+    assert "What this test could find" in found.evidence[-1]
 
 
 def test_reversed_signs_warn_of_simpson(frames: dict[str, SweepFrame]) -> None:
@@ -102,6 +103,27 @@ def test_constant_target() -> None:
     assert "same loss" in found.headline
 
 
+def stopped(trial: TrialRecord, epoch: int) -> TrialRecord:
+    """As a pruner leaves it."""
+    rows = [r for r in trial.table.to_pylist() if r["epoch"] <= epoch]
+    header = replace(trial.header, state="pruned", pruned_at=epoch, epochs=epoch)
+    return TrialRecord(header, trial.table.from_pylist(rows, schema=records.SCHEMA))
+
+
+def test_pruned_trials_have_no_final_loss_and_the_choice_they_leave_is_named() -> None:
+    whole = synthetic.sweep("null", 30)
+    trials = [stopped(t, 2) if t.header.trial % 3 == 0 else t for t in whole]
+    frame = frame_of(trials)
+    found = vd.verdict(frame)
+    assert frame.num_pruned == 10
+    left = [t.header.trial for t in trials if t.header.state == "complete"]
+    assert list(frame.target.index) == left
+    assert frame.trials.loc[0, "pruned_at"] == 2
+    (warning,) = [c for c in found.cautions if "stopped early by a pruner" in c]
+    assert warning.startswith("10 trials stopped")
+    assert not any("pruner" in c for c in vd.verdict(frame_of(whole)).cautions)
+
+
 @pytest.mark.parametrize(("sampler", "is_named"), [("tpe", True), ("qmc", False)])
 def test_a_steered_design_is_named(sampler: str, is_named: bool) -> None:
     found = vd.verdict(frame_of(synthetic.sweep("null", 24), sampler={"name": sampler}))
@@ -138,7 +160,9 @@ def test_the_chance_of_few_trials_hides_no_effect(column: str, gain: float, kind
         f"{column}_p_holm": [1e-6, 0.4, math.nan],
     }
     spectral = lines_of(label=["λ₁", "Kaplan–Yorke dimension", "gap"], **found)
-    decided, row = vd._decide(spectral, pd.DataFrame({"gain": [gain], "gain_low": [gain]}))
+    decided, row = vd._decide(
+        spectral, pd.DataFrame({"gain": [gain], "p_holm": [0.01 if gain > 0 else 0.6]})
+    )
     assert decided == kind
     assert row is not None
     assert row["label"] == "λ₁"

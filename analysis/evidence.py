@@ -1,0 +1,145 @@
+"""What spectrum and FTLEs add at each rung, over what was known without them.
+
+The baseline is everything a tuner has anyway: the sampled settings, the loss so far (its last
+value, its slope and bend, the training loss), gradient and weight norms. `increment` says how the
+gain is tested. Beside it stands the price: what training for as long as the measurement took would
+have told instead.
+
+The target enters as normal scores of the final loss: ranks, so that three late divergences cannot
+decide, spread like a normal variable.
+"""
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+
+import pandas as pd
+
+from analysis import features as ft
+from analysis import increment as inc
+from analysis.frame import EarlyView, SweepFrame
+from analysis.increment import Increment, baseline_errors, increment, normal_scores
+from analysis.statistics import error_gain, holm
+
+NUM_PERMUTATIONS = inc.NUM_PERMUTATIONS
+NUM_FOLDS = inc.NUM_FOLDS
+NUM_REPEATS = inc.NUM_REPEATS
+GROUPS: tuple[ft.Group, ...] = ("spectrum", "ftle")
+_DIAGNOSTIC = {"spectrum": "lyapunov", "ftle": "ftle"}
+_MAX_PAIRED = 8
+
+
+@dataclass(frozen=True, eq=False)
+class Baseline:
+    """What is known without the group: trials by columns, the first `num_paired` act in pairs."""
+
+    table: pd.DataFrame
+    num_paired: int
+
+
+@lru_cache(maxsize=2)
+def increments(frame: SweepFrame) -> pd.DataFrame:
+    """One line an (epoch, group), for the epochs at which something still lay ahead.
+
+    Columns: epoch, group, n; gain with _low, _high, p, p_holm (over the table), problem;
+    determined, detectable, explained, trials_needed (see `Increment`), power_ten (against a
+    group that explains a tenth); cost_epochs (of one measurement, median over trials),
+    against_epoch, against (gain over the loss at that epoch, which the same compute would have
+    bought, rounded up) with _low, _high, _p, against_problem.
+    """
+    lines = []
+    for epoch in [e for e in frame.measured_epochs if e < frame.final_epoch]:
+        view = ft.early_view(frame, epoch)
+        target = normal_scores(frame.target_at(epoch))
+        table = ft.features(view)
+        base = baseline(view, target.index)
+        for group in GROUPS:
+            names = [n for n in map(str, table) if ft.FEATURES[n].group == group]
+            if not names:
+                continue
+            found = increment(
+                target, base.table, table[names], num_paired=base.num_paired,
+                num_permutations=NUM_PERMUTATIONS, num_folds=NUM_FOLDS, num_repeats=NUM_REPEATS,
+                seed=epoch,
+            )  # fmt: skip
+            against = _against(frame, epoch, group, target, found)
+            lines.append({"epoch": epoch, "group": group, **_line(found), **against})
+    result = pd.DataFrame(lines)
+    if len(result):
+        result["p_holm"] = holm(result["p"].to_numpy(float))
+    return result
+
+
+def baseline(view: EarlyView, trials: pd.Index) -> Baseline:
+    """Settings, then the loss so far and the norms as normal scores over these trials."""
+    settings = ft.hyperparameters(view).reindex(trials)
+    table = ft.features(view).reindex(trials)
+    names = [n for n in map(str, table) if ft.FEATURES[n].group in ("loss", "norms")]
+    names.sort(key=lambda name: name != ft.LOSS_SEEN)
+    known = pd.DataFrame({n: normal_scores(table[n]) for n in names}, index=trials)
+    num_paired = min(settings.shape[1] + (ft.LOSS_SEEN in names), _MAX_PAIRED)
+    return Baseline(settings.join(known), num_paired)
+
+
+def cost_in_epochs(frame: SweepFrame, epoch: int, group: str) -> float:
+    """What a group's measurement at an epoch took, in epochs of training: median over trials."""
+    seconds = frame.seconds
+    measuring = seconds[
+        (seconds["epoch"] == epoch) & (seconds["diagnostic"].str.startswith(_DIAGNOSTIC[group]))
+    ]
+    training = seconds[(seconds["activity"] == "training") & (seconds["seconds"] > 0)]
+    if measuring.empty or training.empty:
+        return math.nan
+    ratio = (
+        measuring.groupby("trial")["seconds"].sum() / training.groupby("trial")["seconds"].mean()
+    )
+    return float(ratio.median())
+
+
+def _against(
+    frame: SweepFrame, epoch: int, group: str, target: pd.Series, found: Increment
+) -> dict[str, object]:
+    """The group's errors against those of the loss at the epoch its measuring would have bought."""
+    cost = cost_in_epochs(frame, epoch, group)
+    line: dict[str, object] = {"cost_epochs": cost, "against_epoch": math.nan}
+    empty = dict.fromkeys(("against", "against_low", "against_high", "against_p"), math.nan)
+    if found.group_squares is None or not math.isfinite(cost):
+        reason = "no time was recorded" if found.group_squares is not None else found.gain.problem
+        return {**line, **empty, "against_problem": reason}
+    # A measurement cheaper than an epoch still buys one: whoever trains on sees a loss only then.
+    later = epoch + max(1, math.ceil(cost))
+    if later >= frame.final_epoch:
+        return {**line, **empty, "against_problem": "the same compute would have finished training"}
+    line["against_epoch"] = later
+    ahead = frame.target_at(later).index.intersection(found.group_squares.index)
+    base = baseline(ft.early_view(frame, later), ahead)
+    squares = baseline_errors(
+        target.reindex(ahead), base.table, num_paired=base.num_paired, num_folds=NUM_FOLDS,
+        num_repeats=NUM_REPEATS, seed=epoch,
+    )  # fmt: skip
+    gain = error_gain(squares.to_numpy(), found.group_squares.reindex(squares.index).to_numpy())
+    return {
+        **line,
+        "against": gain.value,
+        "against_low": gain.low,
+        "against_high": gain.high,
+        "against_p": gain.p,
+        "against_problem": gain.problem,
+    }
+
+
+def _line(found: Increment) -> dict[str, object]:
+    gain = found.gain
+    return {
+        "n": gain.n,
+        "gain": gain.value,
+        "gain_low": gain.low,
+        "gain_high": gain.high,
+        "p": gain.p,
+        "determined": found.determined,
+        "power_ten": found.power_at(0.1),
+        "detectable": found.detectable,
+        "explained": found.explained,
+        "trials_needed": found.trials_needed,
+        "problem": gain.problem,
+    }
