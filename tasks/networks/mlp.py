@@ -184,6 +184,13 @@ class MLP(OwnBackward, Network):
             return None
         return torch.bmm(parameters[0][0].mT, g_NOB).sum(0).T
 
+    def _composed(self, inputs: Tensor, state: Any) -> Tensor:
+        weight: Tensor = self.get_parameter("weight_0")
+        x = inputs.to(weight.dtype).expand(self.num_members, *inputs.shape)
+        for layer in range(self.depth):
+            x = self.activation(linear(x, *self._layer(layer)))
+        return linear(x, self.get_parameter("weight_out"), self.get_parameter("bias_out"))
+
     def _mask(self, tape: "_Tape", layer: int, like_NWB: Tensor) -> Tensor:
         """0 or 1. It is made twice, from numbers of half its size, rather than kept."""
         assert tape.drawn_NLM is not None

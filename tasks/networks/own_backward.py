@@ -67,6 +67,9 @@ class OwnBackward(nn.Module):
         self, inputs: Tensor, state: Any = None, *, dropout: DropoutStreams | None = None
     ) -> tuple[Tensor, Any]:
         """See `Network.forward`."""
+        if torch._C._are_functorch_transforms_active():
+            # torch.func differentiates through every operation; it cannot enter one node.
+            return self._composed(inputs, state), None
         if torch.is_grad_enabled():
             reached: list[Any] = []
             whole: Callable[..., Tensor] = _Whole.apply
@@ -90,6 +93,13 @@ class OwnBackward(nn.Module):
         outputs, states, tapes = zip(*found, strict=True)
         whole = outputs[0] if len(chunks) == 1 else torch.cat(outputs)
         return whole, self._joined(states), list(tapes)
+
+    def _composed(self, inputs: Tensor, state: Any) -> Tensor:
+        """Outputs by operations that torch.func can transform, without dropout."""
+        raise NotImplementedError(
+            f"{type(self).__name__} cannot be transformed by torch.func (vmap, jvp, jacrev, …); "
+            "its derivatives along an orbit are those of `orbit`"
+        )
 
     def gradient(
         self,
