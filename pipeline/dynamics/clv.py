@@ -20,6 +20,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from pipeline.dynamics.arithmetic import inverse
 from pipeline.dynamics.prepared import Prepared, prepared
 from pipeline.dynamics.propagate import Map, floor_depth, random_frame
 from pipeline.dynamics.sweeps import positive_qr, transposed
@@ -275,9 +276,7 @@ def _dual(covariant: Tensor, forward: Tensor) -> tuple[Tensor, Tensor]:
     """
     overlap = covariant.mT @ forward
     residual = torch.linalg.vector_norm(overlap.tril(-1), dim=-1)
-    inverse, info = torch.linalg.inv_ex(overlap)
-    dual = forward @ torch.where((info == 0)[..., None, None], inverse, torch.nan)
-    return _unit(dual), residual
+    return _unit(forward @ inverse(overlap)), residual
 
 
 def _random(run: Prepared, k: int) -> Tensor:

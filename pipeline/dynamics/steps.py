@@ -15,6 +15,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from pipeline.dynamics.arithmetic import log_abs_det
 from pipeline.dynamics.propagate import Map
 
 
@@ -143,7 +144,7 @@ class MatrixMap:
         """ln|det J| (1, B); None for a map between different spaces."""
         if self._J.shape[-1] != self._J.shape[-2]:
             return None
-        return cast(Tensor, torch.linalg.slogdet(self._J.double()).logabsdet)
+        return log_abs_det(self._J)
 
 
 class GivenMaps:

@@ -108,6 +108,15 @@ def matmul_tangents(W_NED: Tensor, Q_NBDK: Tensor) -> Tensor:
     return P_NME.view(N, B, K, W_NED.shape[1]).mT
 
 
+def log_abs_det(U_NHH: Tensor) -> Tensor:
+    """ln|det U| (N,) of every member, float64.
+
+    One after the other: batches of LU on several CPU threads come out wrong (torch 2.13 with MKL,
+    from about 200 × 200 on).
+    """
+    return torch.stack([torch.linalg.slogdet(U).logabsdet for U in U_NHH.double()])
+
+
 def sech2(x: Tensor) -> Tensor:
     """1 − tanh² x without its cancellation, which returns exactly 0 from |x| = 19 on."""
     return torch.cosh(x).reciprocal().square()

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from tasks.networks.base import StateConvention
-from tasks.networks.layers import linear, matmul_tangents, sech2
+from tasks.networks.layers import linear, log_abs_det, matmul_tangents, sech2
 from tasks.networks.lstm_adjoint import pull
 from tasks.networks.lstm_shear import Mix, Shear
 from tasks.networks.recurrent_orbit import ClosedLoop, Readout, RecurrentOrbit, fed_back
@@ -366,5 +366,5 @@ class LSTMOrbit(RecurrentOrbit[LSTMStep]):
         if self.state != "full" or self._closed is not None:
             return None
         H = self._units
-        logs = [torch.linalg.slogdet(w.U[:, 3 * H :].double()).logabsdet for w in self._layers]
+        logs = [log_abs_det(w.U[:, 3 * H :]) for w in self._layers]
         return torch.stack(logs).sum(0)

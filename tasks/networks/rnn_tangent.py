@@ -8,12 +8,11 @@ Shapes: N members, B sequences, I inputs, H units, K tangents.
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import cast
 
 import torch
 from torch import Tensor
 
-from tasks.networks.layers import relu_slope, sech2
+from tasks.networks.layers import log_abs_det, relu_slope, sech2
 from tasks.networks.recurrent_tangent import shared_product
 
 ACTIVATIONS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
@@ -64,4 +63,4 @@ class RNNCell:
 
     @cached_property
     def _log_det_U(self) -> Tensor:
-        return cast(Tensor, torch.linalg.slogdet(self.U.double()).logabsdet)
+        return log_abs_det(self.U)
