@@ -38,6 +38,11 @@ def log_abs_det(J: Tensor) -> Tensor:
 
 
 def inverse(M: Tensor) -> Tensor:
-    """The inverses of matrices (…, K, K), NaN where there is none; see `log_abs_det`."""
+    """The inverses of matrices (…, K, K), NaN where there is none; see `log_abs_det`.
+
+    Example:
+        >>> inverse(torch.tensor([[2.0, 0.0], [0.0, 4.0]])).tolist()
+        [[0.5, 0.0], [0.0, 0.25]]
+    """
     found = [torch.linalg.inv_ex(one) for one in M.reshape(-1, *M.shape[-2:])]
     return torch.stack([torch.where(info == 0, W, torch.nan) for W, info in found]).view(M.shape)

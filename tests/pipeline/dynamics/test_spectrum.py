@@ -444,7 +444,7 @@ def test_inputs_and_maps_that_do_not_fit_are_refused():
 
 
 DYNAMICS = Path(propagate.__file__).parent
-WITHOUT_EXAMPLES = {"__init__", "arithmetic", "prepared", "selfcheck", "sources", "sweeps"}
+WITHOUT_EXAMPLES = {"__init__", "prepared", "selfcheck", "sources", "sweeps"}
 """What serves the measurements alone; their examples run through it."""
 
 
