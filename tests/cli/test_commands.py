@@ -225,7 +225,7 @@ def descendants(pid: int) -> list[tuple[int, str]]:
 def test_killed_worker_needs_no_command(
     run: Run, folder: Path, executor: str, of_worker: str
 ) -> None:
-    long = [*LONG, "trainer.epochs=100", "measure.lyapunov_spectrum.at=[0]"]
+    long = [*LONG, "trainer.epochs=50", "measure.lyapunov_spectrum.at=[0]"]
     process = start(
         folder, "sweep", "tiny.yaml", "--name", "wounded", "--executor", executor, *long
     )
@@ -235,7 +235,7 @@ def test_killed_worker_needs_no_command(
     os.kill(workers[0], signal.SIGKILL)
     _, err = process.communicate(timeout=400)
     assert process.returncode == 0, err
-    once_everywhere(folder, "wounded", 6, 101)
+    once_everywhere(folder, "wounded", 6, 51)
     left = [pid for pid in workers[1:] if Path(f"/proc/{pid}").exists()]
     assert not left, "workers must end with the sweep"
 
