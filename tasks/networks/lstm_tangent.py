@@ -28,7 +28,8 @@ from tasks.networks.layers import linear, log_abs_det, matmul_tangents, sech2
 from tasks.networks.lstm_adjoint import pull
 from tasks.networks.lstm_shear import Mix, Shear
 from tasks.networks.recurrent_orbit import ClosedLoop, Readout, RecurrentOrbit, fed_back
-from tasks.networks.staircase import Workspace, add_product
+from tasks.networks.staircase import add_product, columns
+from tasks.networks.workspace import Workspace
 
 BLOCKS_FROM = 96
 """Tangents from which on forming the gain-weighted blocks costs less than it saves (measured,
@@ -91,7 +92,7 @@ def _weighted(
     gain_i, gain_f, gain_g, gain_o = (gain.unsqueeze(-1) for gain in gains[:4])
     h_by_c, h_by_w, c_by_c, c_by_w = (part.unsqueeze(-1) for part in mix)
     H, E = by_i.shape
-    both = work.take("blocks", weight_GE, 2 * H, E)
+    both = work.take("blocks", (2 * H, E), weight_GE)
     by_h, of_c = both[:H], both[H:]
     torch.mul(gain_i, by_i, out=of_c)
     of_c.addcmul_(gain_f, by_f).addcmul_(gain_g, by_g)
@@ -148,7 +149,7 @@ class _LayerFrame(NamedTuple):
         here = slice(self.start + offset, self.start + offset + self.units)
         if self.places_D is None:
             return self.Q_KD[:, here]
-        return self.work.columns(name, self.Q_KD, self.places_D[here])
+        return columns(self.work, name, self.Q_KD, self.places_D[here])
 
 
 @dataclass(frozen=True)

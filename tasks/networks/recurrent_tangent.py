@@ -21,7 +21,8 @@ from torch import Tensor
 from tasks.networks.base import StateConvention
 from tasks.networks.layers import linear
 from tasks.networks.recurrent_orbit import ClosedLoop, Readout, RecurrentOrbit, Weights, fed_back
-from tasks.networks.staircase import Workspace, add_product
+from tasks.networks.staircase import add_product
+from tasks.networks.workspace import Workspace
 
 
 def shared_product(x_NBKE: Tensor, W_NED: Tensor) -> Tensor:
@@ -112,7 +113,7 @@ class HiddenStep:
         for layer, (cell, gains) in enumerate(zip(self.cells, self.gains, strict=True)):
             here = slice(layer * H, (layer + 1) * H)
             out = out_KD[:, here]
-            by_h = cell.by_h(gains, member, sequence, self.work.take("by h", Q_KD, H, H))
+            by_h = cell.by_h(gains, member, sequence, self.work.take("by h", (H, H), Q_KD))
             if places is None:
                 torch.mm(Q_KD[:, here], by_h.mT, out=out)
             else:
