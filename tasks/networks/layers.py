@@ -7,12 +7,12 @@ Shapes: N members, B examples, I inputs, O outputs, D state, K tangents.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tasks.base import per_member_fields
 
@@ -43,6 +43,19 @@ def initial_scales(configs: Sequence[Any], units: int) -> list[float]:
     """`init_scale` of every member; where it is None, 1/√units for uniform and 1 for the others."""
     usual = 1 / math.sqrt(units) if configs[0].init == "uniform" else 1.0
     return [usual if c.init_scale is None else float(c.init_scale) for c in configs]
+
+
+def register_members(
+    network: nn.Module,
+    drawn: Iterable[Mapping[str, Tensor]],
+    dtype: torch.dtype,
+    device: str | torch.device,
+) -> None:
+    """Makes every member's start weights, given by name, parameters (N, …) of `network`."""
+    members = list(drawn)
+    for name in members[0]:
+        stacked = torch.stack([member[name] for member in members])
+        network.register_parameter(name, nn.Parameter(stacked.to(dtype=dtype, device=device)))
 
 
 def draw_weight(

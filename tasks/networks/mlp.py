@@ -26,6 +26,7 @@ from tasks.networks.layers import (
     initial_scales,
     linear,
     matmul_tangents,
+    register_members,
     relu_slope,
     sech2,
 )
@@ -104,15 +105,12 @@ class MLP(OwnBackward, Network):
         self.activation, self.derivative = ACTIVATIONS[config.activation]
         self._in_place = IN_PLACE[config.activation]
 
-        drawn: dict[str, list[Tensor]] = {}
-        for member, scale, generator in zip(
-            configs, initial_scales(configs, config.width), generators, strict=True
-        ):
-            for name, value in _draw(member, scale, input_size, output_size, generator).items():
-                drawn.setdefault(name, []).append(value)
-        for name, values in drawn.items():
-            stacked = torch.stack(values).to(dtype=dtype, device=device)
-            self.register_parameter(name, nn.Parameter(stacked))
+        scales = initial_scales(configs, config.width)
+        drawn = [
+            _draw(member, scale, input_size, output_size, generator)
+            for member, scale, generator in zip(configs, scales, generators, strict=True)
+        ]
+        register_members(self, drawn, dtype, device)
         self.dropout = DropoutRates([c.dropout for c in configs], dtype, device)
 
     def _run(

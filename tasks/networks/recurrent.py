@@ -26,6 +26,7 @@ from tasks.networks.layers import (
     draw_bias,
     draw_weight,
     initial_scales,
+    register_members,
 )
 from tasks.networks.own_backward import OwnBackward
 from tasks.networks.recurrent_orbit import ClosedLoop, Readout, RecurrentOrbit
@@ -91,15 +92,12 @@ class Recurrent(OwnBackward):
         self.input_size, self.output_size = input_size, output_size
         self.units, self.num_layers = config.units, config.layers
 
-        drawn: dict[str, list[Tensor]] = {}
-        for member, scale, generator in zip(
-            configs, initial_scales(configs, config.units), generators, strict=True
-        ):
-            for name, value in self._draw(member, scale, generator).items():
-                drawn.setdefault(name, []).append(value)
-        for name, values in drawn.items():
-            stacked = torch.stack(values).to(dtype=dtype, device=device)
-            self.register_parameter(name, nn.Parameter(stacked))
+        scales = initial_scales(configs, config.units)
+        drawn = [
+            self._draw(member, scale, generator)
+            for member, scale, generator in zip(configs, scales, generators, strict=True)
+        ]
+        register_members(self, drawn, dtype, device)
         self.dropout = DropoutRates([c.dropout for c in configs], dtype, device)
 
     def _run(
