@@ -21,6 +21,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from pipeline.dynamics import blas
+
 Method = Literal["householder", "cholesky", "lu"]
 
 LU_FROM = 64
@@ -74,7 +76,7 @@ def orthonormalise(V_NBDK: Tensor) -> Factors:
     Q, R = torch.linalg.qr(V_NBDK)
     diagonal = R.diagonal(dim1=-2, dim2=-1)
     sign = torch.where(diagonal < 0, -1.0, 1.0).to(Q.dtype)
-    return Factors(Q * sign.unsqueeze(-2), *_logs_and_depth(diagonal, _norms(R)))
+    return Factors(Q * sign.unsqueeze(-2), *logs_and_depth(diagonal, _norms(R)))
 
 
 def cholesky_qr(V_NBDK: Tensor) -> Factors:
@@ -86,7 +88,7 @@ def cholesky_qr(V_NBDK: Tensor) -> Factors:
     Q, R, is_fine = _cholesky_pass(V_NBDK)
     Q, R_second, is_fine_too = _cholesky_pass(Q)
     R = R_second @ R
-    logs, depth = _logs_and_depth(R.diagonal(dim1=-2, dim2=-1), _norms(R))
+    logs, depth = logs_and_depth(R.diagonal(dim1=-2, dim2=-1), _norms(R))
     # Half the digits are gone in VᵀV; two nats more for the entries off the diagonal.
     safe = 0.5 * math.log(torch.finfo(V_NBDK.dtype).eps) + 2
     is_fine = is_fine & is_fine_too & (depth.amin(-1) > safe)
@@ -139,13 +141,17 @@ def eliminate(V_KD: Tensor) -> Eliminated:
     must be contiguous.
     """
     K, D = V_KD.shape
-    pivots = torch.empty(K, dtype=torch.int32, device=V_KD.device)
-    info = torch.empty((), dtype=torch.int32, device=V_KD.device)
-    torch.linalg.lu_factor_ex(V_KD.mT, out=(V_KD.mT, pivots, info))
+    if blas.is_at_hand(V_KD):
+        pivots = blas.eliminate(V_KD)
+    else:
+        found = torch.empty(K, dtype=torch.int32, device=V_KD.device)
+        info = torch.empty((), dtype=torch.int32, device=V_KD.device)
+        torch.linalg.lu_factor_ex(V_KD.mT, out=(V_KD.mT, found, info))
+        pivots = found - 1
     diagonal = V_KD.diagonal().clone()
-    norms = _norms_below(V_KD)
+    norms = norms_below(V_KD)
     V_KD.triu_(1).diagonal().fill_(1.0)
-    return Eliminated(*_logs_and_depth(diagonal, norms), _order(pivots, D))
+    return Eliminated(*logs_and_depth(diagonal, norms), order_of(pivots, D))
 
 
 def inverse(order: Tensor) -> Tensor:
@@ -191,16 +197,20 @@ def _log_gauge_of_stairs(F_DK: Tensor, ends_D: Tensor) -> Tensor:
         first = int(torch.searchsorted(sorted_ends, start, right=True))
         torch.mm(F_KD[start:stop, first:], F_KD[:stop, first:].mT, out=gram[start:stop, :stop])
     squares = gram.diagonal().clone()
-    L, info = torch.linalg.cholesky_ex(gram)
-    diagonal = L.diagonal()
+    if blas.is_at_hand(gram):
+        is_definite = blas.cholesky(gram)
+    else:
+        gram, info = torch.linalg.cholesky_ex(gram)
+        is_definite = int(info) == 0
+    diagonal = gram.diagonal()
     # Its error is about ε times the square of this ratio: 1e-10 at the worst that passes.
-    if int(info) == 0 and bool((diagonal.square() * 1e6 > squares).all()):
+    if is_definite and bool((diagonal.square() * 1e6 > squares).all()):
         logs: Tensor = diagonal.log()
         return logs
     return log_gauge(F_DK.double()[None, None]).flatten()
 
 
-def _norms_below(packed_KD: Tensor) -> Tensor:
+def norms_below(packed_KD: Tensor) -> Tensor:
     """Norms of the columns of R, which stand in the rows of `packed_KD` up to the diagonal."""
     K, step = packed_KD.shape[0], 4 * PANEL
     norms = packed_KD.new_empty(K)
@@ -214,11 +224,11 @@ def _norms_below(packed_KD: Tensor) -> Tensor:
     return norms
 
 
-def _order(pivots: Tensor, num_rows: int) -> Tensor:
-    """Row of the matrix that ended up in every row of L."""
+def order_of(pivots: Tensor, num_rows: int) -> Tensor:
+    """Row of the matrix that ended up in every row of L; row i was exchanged with pivots[i]."""
     order = list(range(num_rows))
     for row, other in enumerate(pivots.tolist()):
-        order[row], order[other - 1] = order[other - 1], order[row]
+        order[row], order[other] = order[other], order[row]
     return torch.tensor(order, device=pivots.device)
 
 
@@ -235,7 +245,8 @@ def _norms(R: Tensor) -> Tensor:
     return norms
 
 
-def _logs_and_depth(diagonal: Tensor, norms: Tensor) -> tuple[Tensor, Tensor]:
+def logs_and_depth(diagonal: Tensor, norms: Tensor) -> tuple[Tensor, Tensor]:
+    """log R_ii and log(R_ii/‖R_:,i‖) as in `Factors`, given R_ii and ‖R_:,i‖."""
     logs = diagonal.double().abs().log()
     depth = logs - norms.double().log()
     # A column that vanished altogether (0/0) is at the floor as well; NaN input stays NaN.

@@ -27,17 +27,18 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from pipeline.dynamics import blas
 from pipeline.dynamics.orthonormal import (
     LU_FROM,
     Eliminated,
     Method,
     eliminate,
     factorise,
-    inverse,
     log_gauge,
     orthonormalise,
     pick,
 )
+from pipeline.dynamics.staircase import HalfDiagonal, Shear, Stairs, eliminate_halves
 
 __all__ = ["Growth", "Map", "Orbit", "carry", "floor_depth", "orthonormalise", "random_frame"]
 
@@ -62,14 +63,6 @@ class Map(Protocol):
         ...
 
 
-class Shear(Protocol):
-    """An invertible change S of the coordinates of a state."""
-
-    def undo(self, Q_KD: Tensor, ends_D: Tensor) -> None:
-        """S⁻¹ of a frame, given transposed, and of the places where its rows end; in place."""
-        ...
-
-
 @runtime_checkable
 class StairMap(Map, Protocol):
     """A map that can leave out the zeros of triangular frames."""
@@ -78,20 +71,25 @@ class StairMap(Map, Protocol):
         self,
         member: int,
         sequence: int,
-        Q_KD: Tensor,
+        frame: Stairs,
         out_KD: Tensor,
         *,
-        order_D: Tensor | None,
-        shear: Any,
         may_shear: bool,
     ) -> Shear | None:
-        """Writes J of one frame into `out_KD`, both transposed; D' = D.
+        """Writes J of one frame into `out_KD`, transposed; D' = D.
 
-        Without `order_D`, the frame is Q. With it, row i of Q is row order[i] of the frame and 0
-        from column i + 1 on; the frame is in the coordinates that `shear` says, the one which the
-        map before returned. With `may_shear` the result may be in other coordinates than those of
-        the state, in which elimination finds more zeros for the next map; it returns which.
+        With `may_shear` the result may be in other coordinates than those of the state, in which
+        elimination finds more zeros for the next map; it returns which.
         """
+        ...
+
+
+@runtime_checkable
+class HalfDiagonalMap(StairMap, Protocol):
+    """A map, half of whose derivative may be diagonal."""
+
+    def halves(self, member: int, sequence: int, shear: Any) -> HalfDiagonal | None:
+        """J from the coordinates `shear` into those it names; None where it has no such halves."""
         ...
 
 
@@ -214,6 +212,21 @@ def carry(
         >>> [round(x / math.log(2), 6) for x in (growth.logs_NBKM.sum(-1) / 40)[0, 0].tolist()]
         [1.0, -1.0]
     """
+    with blas.threads(torch.get_num_threads()):
+        return _carry(orbit, frame, warmup, steps, t_on, observe, rectangular, method, enough)
+
+
+def _carry(
+    orbit: Orbit,
+    frame: Tensor,
+    warmup: int,
+    steps: int,
+    t_on: int | Literal["auto"],
+    observe: Observer | None,
+    rectangular: bool,
+    method: Method | Literal["auto"],
+    enough: Callable[[Growth], bool] | None,
+) -> Growth:
     N, B, K = orbit.num_members, orbit.num_sequences, frame.shape[-1]
     if method == "auto":
         method = pick(K, frame.shape[-2], orbit.dtype, orbit.device)
@@ -268,35 +281,13 @@ def carry(
     return growth()
 
 
-@dataclass(frozen=True)
-class _Stairs:
-    """One frame S⁻¹ Pᵀ L, or any frame Q where there is no `order_D`; see `StairMap.move`."""
-
-    Q_KD: Tensor
-    order_D: Tensor | None = None
-    shear: Shear | None = None
-
-    def write(self, out_KD: Tensor) -> Tensor:
-        """Writes the frame itself; returns where its rows end, (D,)."""
-        K, D = out_KD.shape
-        if self.order_D is None:
-            out_KD.copy_(self.Q_KD)
-            return torch.full((D,), K, device=out_KD.device)
-        places = inverse(self.order_D)
-        torch.gather(self.Q_KD, 1, places.expand(K, D), out=out_KD)
-        ends = (places + 1).clamp_(max=K)
-        if self.shear is not None:
-            self.shear.undo(out_KD, ends)
-        return ends
-
-
 class _Frames:
     """The frames of all members and sequences, as one tensor or one by one."""
 
     def __init__(self, Q_NBDK: Tensor, method: Method, rectangular: bool) -> None:
         self._whole_NBDK = Q_NBDK
         self._method, self._rectangular = method, rectangular
-        self._apart: list[list[_Stairs]] = []
+        self._apart: list[list[Stairs]] = []
         self._spare_KD: Tensor | None = None
 
     def carry(self, step: int, J: Map, due: list[int]) -> tuple[Tensor, Tensor] | None:
@@ -328,7 +319,7 @@ class _Frames:
         if not self._apart:
             # Copies: what was given is not ours to overwrite.
             self._apart = [
-                [_Stairs(Q.mT.clone(memory_format=torch.contiguous_format)) for Q in Q_BDK]
+                [Stairs(Q.mT.clone(memory_format=torch.contiguous_format)) for Q in Q_BDK]
                 for Q_BDK in self._whole_NBDK
             ]
             self._spare_KD = torch.empty_like(self._apart[0][0].Q_KD)
@@ -337,20 +328,9 @@ class _Frames:
             for b, frame in enumerate(frames):
                 V_KD = self._spare_KD
                 assert V_KD is not None
-                shear = J.move(
-                    n,
-                    b,
-                    frame.Q_KD,
-                    V_KD,
-                    order_D=frame.order_D,
-                    shear=frame.shear,
-                    may_shear=n in due,
-                )
-                if n in due:
-                    found.append(eliminate(V_KD))
-                    frames[b] = _Stairs(V_KD, found[-1].order, shear)
-                else:
-                    frames[b] = _Stairs(V_KD)
+                frames[b], eliminated = _moved(J, n, b, frame, V_KD, n in due)
+                if eliminated is not None:
+                    found.append(eliminated)
                 self._spare_KD = frame.Q_KD
         if not due:
             return None
@@ -381,6 +361,23 @@ class _Frames:
                 gauges.append(log_gauge(self._spare_KD.mT[None, None], ends[None, None]))
         N, B = len(self._apart), len(self._apart[0])
         return torch.stack(gauges).view(N, B, -1)
+
+
+def _moved(
+    J: StairMap, member: int, sequence: int, frame: Stairs, out_KD: Tensor, is_due: bool
+) -> tuple[Stairs, Eliminated | None]:
+    """A frame after one map, in `out_KD`, eliminated if that is due."""
+    if is_due and isinstance(J, HalfDiagonalMap) and frame.is_split:
+        halves = J.halves(member, sequence, frame.shear)
+        if halves is not None:
+            eliminated = eliminate_halves(frame, halves, out_KD)
+            if eliminated is not None:
+                return Stairs(out_KD, eliminated.order, halves.shear), eliminated
+    shear = J.move(member, sequence, frame, out_KD, may_shear=is_due)
+    if not is_due:
+        return Stairs(out_KD), None
+    eliminated = eliminate(out_KD)
+    return Stairs(out_KD, eliminated.order, shear), eliminated
 
 
 class _Schedule:

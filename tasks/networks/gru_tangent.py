@@ -11,6 +11,7 @@ Shapes: N members, B sequences, I inputs, H units, G = 3H gates, K tangents.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -92,17 +93,23 @@ class GRUCell:
         by_h = dh.new_empty(H, H)
         for n in range(dh.shape[0]):
             for b in range(dh.shape[1]):
-                torch.mm(dh[n, b], self.by_h(gains, n, b, by_h).mT, out=out[n, b])
+                torch.mm(dh[n, b], self.by_h(gains, n, b, by_h), out=out[n, b])
                 if dx is not None:
                     out[n, b].addmm_(dx[n, b], self.by_x(gains, n, b).mT)
 
     def by_h(self, gains: GRUGains, member: int, sequence: int, out: Tensor) -> Tensor:
-        """∂h'/∂h of one member and sequence, (H, H), written into `out`."""
-        by_r, by_z, by_m, _, z = (gain[member, sequence].unsqueeze(-1) for gain in gains)
-        U_r, U_z, U_n = self.U[member].chunk(3)
-        torch.mul(by_m, U_n, out=out).addcmul_(by_r, U_r).addcmul_(by_z, U_z)
-        out.diagonal().add_(z.squeeze(-1))
+        """∂h'/∂h of one member and sequence transposed, (H, H), written into `out`."""
+        by_r, by_z, by_m, _, z = (gain[member, sequence] for gain in gains)
+        T_r, T_z, T_n = self._gates_N3HH[member]
+        torch.mul(T_n, by_m, out=out).addcmul_(T_r, by_r).addcmul_(T_z, by_z)
+        out.diagonal().add_(z)
         return out
+
+    @cached_property
+    def _gates_N3HH(self) -> Tensor:
+        """U gate by gate and transposed."""
+        N, G, H = self.U.shape
+        return self.U.view(N, 3, G // 3, H).mT.contiguous()
 
     def by_x(self, gains: GRUGains, member: int, sequence: int) -> Tensor:
         """∂h'/∂x of one member and sequence, (H, I)."""

@@ -28,7 +28,7 @@ from tasks.networks.layers import linear, log_abs_det, matmul_tangents, sech2
 from tasks.networks.lstm_adjoint import pull
 from tasks.networks.lstm_shear import Mix, Shear
 from tasks.networks.recurrent_orbit import ClosedLoop, Readout, RecurrentOrbit, fed_back
-from tasks.networks.staircase import add_product, columns
+from tasks.networks.staircase import Frame, Halves, WholeFrame
 from tasks.networks.workspace import Workspace
 
 BLOCKS_FROM = 96
@@ -80,76 +80,56 @@ def advance(
     return o * tanh_c, c_new, gains
 
 
+class TransposedGates:
+    """W or U of a layer gate by gate and transposed, (4, E, H) a member, made when first used."""
+
+    def __init__(self, weight_NGE: Tensor) -> None:
+        self._weight_NGE = weight_NGE
+        self._found: dict[int, Tensor] = {}
+
+    def __getitem__(self, member: int) -> Tensor:
+        if member not in self._found:
+            G, E = self._weight_NGE.shape[1:]
+            by_gate = self._weight_NGE[member].view(4, G // 4, E)
+            self._found[member] = by_gate.mT.contiguous()
+        return self._found[member]
+
+
 def _weighted(
-    weight_GE: Tensor, gains: LayerGains, mix: Mix, is_full: bool, work: Workspace
+    gates_4EH: Tensor, gains: LayerGains, mix: Mix, is_full: bool, work: Workspace
 ) -> Tensor:
-    """∂(h', c')/∂e (2H, E), as `mix` has it, by what enters through `weight_GE`.
+    """∂(h', c')/∂e transposed, (E, 2H), as `mix` has it, by what enters through these weights.
 
-    ∂h'/∂e alone if hidden. Gains are those of one member and sequence, (H,). The direct effect of
-    c on c' is not in it.
+    ∂h'/∂e alone (E, H) if hidden. Gains are those of one member and sequence, (H,). The direct
+    effect of c on c' is not in it.
     """
-    by_i, by_f, by_g, by_o = weight_GE.chunk(4)
-    gain_i, gain_f, gain_g, gain_o = (gain.unsqueeze(-1) for gain in gains[:4])
-    h_by_c, h_by_w, c_by_c, c_by_w = (part.unsqueeze(-1) for part in mix)
-    H, E = by_i.shape
-    both = work.take("blocks", (2 * H, E), weight_GE)
-    by_h, of_c = both[:H], both[H:]
-    torch.mul(gain_i, by_i, out=of_c)
-    of_c.addcmul_(gain_f, by_f).addcmul_(gain_g, by_g)
-    torch.mul(h_by_w * gain_o, by_o, out=by_h)
-    by_h.addcmul_(h_by_c, of_c)
-    if is_full:
-        of_c.mul_(c_by_c).addcmul_(c_by_w * gain_o, by_o)
-        return both
-    return by_h
+    T_i, T_f, T_g, T_o = gates_4EH
+    gain_i, gain_f, gain_g, gain_o = gains[:4]
+    E, H = T_i.shape
+    if not is_full:
+        by_h = work.take("blocks", (E, H), gates_4EH)
+        torch.mul(T_o, mix.h_by_w * gain_o, out=by_h)
+        for T, gain in ((T_i, gain_i), (T_f, gain_f), (T_g, gain_g)):
+            by_h.addcmul_(T, mix.h_by_c * gain)
+        return by_h
+    both = work.take("blocks", (E, 2 * H), gates_4EH)
+    by_h, of_c = both[:, :H], both[:, H:]
+    torch.mul(T_i, gain_i, out=of_c)
+    of_c.addcmul_(T_f, gain_f).addcmul_(T_g, gain_g)
+    torch.mul(T_o, mix.h_by_w * gain_o, out=by_h)
+    by_h.addcmul_(of_c, mix.h_by_c)
+    of_c.mul_(mix.c_by_c).addcmul_(T_o, mix.c_by_w * gain_o)
+    return both
 
 
-class _LayerFrame(NamedTuple):
-    """The rows of one layer in the frame Q (K, D), given transposed.
-
-    start: where they stand in the state. places: row of Q that holds each row of the state; None:
-    Q is the frame. e: of the coordinates (ĥ, ĉ) of the frame; None: they are (h, c).
-    """
-
-    Q_KD: Tensor
-    start: int
-    units: int
-    places_D: Tensor | None
-    e: Tensor | None
-    work: Workspace
-
-    def h(self) -> Tensor:
-        h = self._rows(0, "h")
-        return h if self.e is None else h * self.e
-
-    def move(self, out_KE: Tensor, J_EH: Tensor, f_H: Tensor, mix: Mix | None) -> None:
-        """out ← (J h + what f c adds)ᵀ, the latter as `mix` has it; None: c is held fixed.
-
-        J is used up.
-        """
-        H = self.units
-        out_h, out_c = out_KE[:, :H], out_KE[:, H:]
-        if mix is not None:
-            c = self._rows(H, "c")
-            torch.mul(c, mix.h_by_c * f_H, out=out_h)
-            torch.mul(c, mix.c_by_c * f_H, out=out_c)
-            if self.e is not None:
-                # That was ĉ; c = ĉ + ĥ, and ĥ comes through J anyway.
-                J_EH *= self.e
-                J_EH[:H].diagonal().addcmul_(mix.h_by_c, f_H)
-                J_EH[H:].diagonal().addcmul_(mix.c_by_c, f_H)
-        beta = 0 if mix is None else 1
-        if self.places_D is None:
-            out_KE.addmm_(self._rows(0, "h"), J_EH.mT, beta=beta)
-        else:
-            places_H = self.places_D[self.start : self.start + H]
-            add_product(out_KE, self.Q_KD, places_H, J_EH, self.work, beta=beta)
-
-    def _rows(self, offset: int, name: str) -> Tensor:
-        here = slice(self.start + offset, self.start + offset + self.units)
-        if self.places_D is None:
-            return self.Q_KD[:, here]
-        return columns(self.work, name, self.Q_KD, self.places_D[here])
+def _through_sum(J_HD: Tensor, e: Tensor | None, f: Tensor, mix: Mix) -> None:
+    """∂/∂ĥ in place of ∂/∂h in a map given transposed: h = e ĥ and c = ĉ + ĥ. e None: ĥ is h."""
+    if e is None:
+        return
+    H = len(e)
+    J_HD *= e.unsqueeze(-1)
+    J_HD[:, :H].diagonal().addcmul_(mix.h_by_c, f)
+    J_HD[:, H:].diagonal().addcmul_(mix.c_by_c, f)
 
 
 @dataclass(frozen=True)
@@ -163,6 +143,7 @@ class LSTMStep:
     before: tuple[tuple[Tensor, Tensor], ...]
     log_det_Uo_N: Tensor | None
     readout: Readout | None = None
+    gates: tuple[tuple[TransposedGates, TransposedGates], ...] = ()
     work: Workspace = field(default_factory=Workspace, compare=False, repr=False)
 
     def __call__(self, Q_NBDK: Tensor) -> Tensor:
@@ -204,50 +185,58 @@ class LSTMStep:
         # One sequence at a time: blocks and frame then stay in the cache.
         for n in range(Q_NBKD.shape[0]):
             for b in range(Q_NBKD.shape[1]):
-                self.move(n, b, Q_NBKD[n, b], moved_NBKD[n, b])
+                self.move(n, b, WholeFrame(Q_NBKD[n, b]), moved_NBKD[n, b])
         return moved_NBKD.mT
 
     def move(
-        self,
-        member: int,
-        sequence: int,
-        Q_KD: Tensor,
-        out_KD: Tensor,
-        *,
-        order_D: Tensor | None = None,
-        shear: Shear | None = None,
-        may_shear: bool = False,
+        self, member: int, sequence: int, frame: Frame, out_KD: Tensor, *, may_shear: bool = False
     ) -> Shear | None:
-        """Writes J of one frame into `out_KD`, both transposed, leaving out what is 0.
+        """Writes J of one frame into `out_KD`, transposed.
 
-        Without `order_D`, the frame is Q. With it, row i of Q is row order[i] of the frame and 0
-        from column i + 1 on; the frame is in the coordinates `shear`. With `may_shear` the
-        result is in coordinates of its own, which are returned.
+        With `may_shear` the result is in coordinates of its own, which are returned.
         """
         is_full = self.state == "full"
         H = self.layers[0].U.shape[-1]
         width = 2 * H if is_full else H
         all_gains = [LayerGains(*(gain[member, sequence] for gain in g)) for g in self.gains]
         after = Shear.of([gains.h_by_c for gains in all_gains]) if is_full and may_shear else None
-        places_D = None if order_D is None else order_D.argsort()
-        frames = [
-            _LayerFrame(Q_KD, layer * width, H, places_D, e, self.work)
-            for layer, e in enumerate((None,) * len(self.layers) if shear is None else shear.e)
-        ]
+        before = (None,) * len(self.layers) if frame.shear is None else frame.shear.e
         below: Tensor | None = None
         if self.readout is not None:
-            below = frames[-1].h() @ self.readout.V[member].mT
-        for layer, (weights, gains) in enumerate(zip(self.layers, all_gains, strict=True)):
-            out = out_KD[:, layer * width : (layer + 1) * width]
+            h = frame.rows(slice(width * len(before) - width, width * len(before) - width + H))
+            below = (h if before[-1] is None else h * before[-1]) @ self.readout.V[member].mT
+        for layer, (gates, gains) in enumerate(zip(self.gates, all_gains, strict=True)):
+            start = layer * width
+            out = out_KD[:, start : start + width]
             mix = (Mix.plain if after is None else Mix.sheared)(gains.h_by_c)
-            by_h = _weighted(weights.U[member], gains, mix, is_full, self.work)
-            frames[layer].move(out, by_h, gains.f, mix if is_full else None)
+            J_HE = _weighted(gates[1][member], gains, mix, is_full, self.work)
+            if is_full:
+                c = frame.rows(slice(start + H, start + 2 * H))
+                torch.mul(c, mix.h_by_c * gains.f, out=out[:, :H])
+                torch.mul(c, mix.c_by_c * gains.f, out=out[:, H:])
+                _through_sum(J_HE, before[layer], gains.f, mix)
+            frame.add_product(out, slice(start, start + H), J_HE, beta=1 if is_full else 0)
             if below is not None:
-                out.addmm_(below, _weighted(weights.W[member], gains, mix, is_full, self.work).mT)
+                J_IE = _weighted(gates[0][member], gains, mix, is_full, self.work)
+                out.addmm_(below, J_IE)
             below = out[:, :H]
             if after is not None and layer + 1 < len(self.layers):
                 below = below * after.e[layer]
         return after
+
+    def halves(self, member: int, sequence: int, shear: Shear | None) -> Halves | None:
+        """J of one layer's full state by its halves h and c, of which c enters elementwise.
+
+        From the coordinates `shear` into coordinates of its own, which it names. None where there
+        are more layers, or a closed loop, or c is held fixed.
+        """
+        if self.state != "full" or len(self.layers) > 1 or self.readout is not None:
+            return None
+        gains = LayerGains(*(gain[member, sequence] for gain in self.gains[0]))
+        mix = Mix.sheared(gains.h_by_c)
+        J_HE = _weighted(self.gates[0][1][member], gains, mix, True, self.work)
+        _through_sum(J_HE, None if shear is None else shear.e[0], gains.f, mix)
+        return Halves(J_HE, mix.h_by_c * gains.f, mix.c_by_c * gains.f, Shear.of([gains.h_by_c]))
 
     def transposed(self, P_NBDK: Tensor) -> Tensor:
         """Jᵀ P, (N, B, D, K)."""
@@ -339,6 +328,7 @@ class LSTMOrbit(RecurrentOrbit[LSTMStep]):
         rows = (2 if state == "full" else 1) * layers[0].U.shape[-1]
         super().__init__(layers, inputs, state=state, tangent_rows=rows, closed=closed)
         self._layers, self._work = layers, Workspace()
+        self._gates = tuple((TransposedGates(w.W), TransposedGates(w.U)) for w in layers)
 
     def _advance(self, states: list[tuple[Tensor, ...]], drive_NBG: Tensor) -> LSTMStep:
         before = tuple((h, c) for h, c in states)
@@ -358,6 +348,7 @@ class LSTMOrbit(RecurrentOrbit[LSTMStep]):
             before,
             self._log_det_output_gates,
             None if self._closed is None else self._closed.readout,
+            self._gates,
             self._work,
         )
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from tasks.networks.base import StateConvention
 from tasks.networks.layers import linear
 from tasks.networks.recurrent_orbit import ClosedLoop, Readout, RecurrentOrbit, Weights, fed_back
-from tasks.networks.staircase import add_product
+from tasks.networks.staircase import Frame
 from tasks.networks.workspace import Workspace
 
 
@@ -47,7 +47,7 @@ class Cell(Weights, Protocol):
         ...
 
     def by_h(self, gains: Any, member: int, sequence: int, out: Tensor) -> Tensor:
-        """∂h'/∂h of one member and sequence, (H, H), written into `out`."""
+        """∂h'/∂h of one member and sequence transposed, (H, H), written into `out`."""
         ...
 
     def by_x(self, gains: Any, member: int, sequence: int) -> Tensor:
@@ -89,35 +89,19 @@ class HiddenStep:
         return moved_NBKD.mT
 
     def move(
-        self,
-        member: int,
-        sequence: int,
-        Q_KD: Tensor,
-        out_KD: Tensor,
-        *,
-        order_D: Tensor | None = None,
-        shear: None = None,
-        may_shear: bool = False,
+        self, member: int, sequence: int, frame: Frame, out_KD: Tensor, *, may_shear: bool = False
     ) -> None:
-        """Writes J of one frame into `out_KD`, both transposed, leaving out what is 0.
-
-        Without `order_D`, the frame is Q. With it, row i of Q is row order[i] of the frame and 0
-        from column i + 1 on. The coordinates are those of the state.
-        """
+        """Writes J of one frame into `out_KD`, transposed, in the coordinates of the state."""
         H = self.cells[0].U.shape[-1]
-        places = None if order_D is None else order_D.argsort()
         below: Tensor | None = None
         if self.readout is not None:
-            last = Q_KD[:, -H:] if places is None else Q_KD[:, places[-H:]]
+            last = frame.rows(slice(out_KD.shape[1] - H, out_KD.shape[1]))
             below = last @ self.readout.V[member].mT
         for layer, (cell, gains) in enumerate(zip(self.cells, self.gains, strict=True)):
             here = slice(layer * H, (layer + 1) * H)
             out = out_KD[:, here]
-            by_h = cell.by_h(gains, member, sequence, self.work.take("by h", (H, H), Q_KD))
-            if places is None:
-                torch.mm(Q_KD[:, here], by_h.mT, out=out)
-            else:
-                add_product(out, Q_KD, places[here], by_h, self.work, beta=0)
+            by_h = cell.by_h(gains, member, sequence, self.work.take("by h", (H, H), out_KD))
+            frame.add_product(out, here, by_h, beta=0)
             if below is not None:
                 out.addmm_(below, cell.by_x(gains, member, sequence).mT)
             below = out

@@ -45,8 +45,12 @@ class RNNCell:
         torch.mul(gains.unsqueeze(2), da, out=out)
 
     def by_h(self, gains: Tensor, member: int, sequence: int, out: Tensor) -> Tensor:
-        """∂h'/∂h of one member and sequence, (H, H), written into `out`."""
-        return torch.mul(gains[member, sequence].unsqueeze(-1), self.U[member], out=out)
+        """∂h'/∂h of one member and sequence transposed, (H, H), written into `out`."""
+        return torch.mul(self._transposed_U[member], gains[member, sequence], out=out)
+
+    @cached_property
+    def _transposed_U(self) -> Tensor:
+        return self.U.mT.contiguous()
 
     def by_x(self, gains: Tensor, member: int, sequence: int) -> Tensor:
         """∂h'/∂x of one member and sequence, (H, I)."""

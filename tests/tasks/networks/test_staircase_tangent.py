@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from pipeline.dynamics.orthonormal import eliminate, inverse
+from pipeline.dynamics.orthonormal import eliminate
 from pipeline.dynamics.propagate import StairMap, carry, random_frame
+from pipeline.dynamics.staircase import Stairs, eliminate_halves
 from pipeline.dynamics.steps import GivenMaps
 from tasks.base import generator_for
 from tasks.networks.gru import GRU
@@ -50,44 +51,91 @@ def test_a_map_of_an_eliminated_frame_is_that_of_the_frame_itself(kind, layers, 
     orbit = orbit_of(kind, population(kind, layers, units=units, scale=3.0), loop=loop)
     D = orbit.tangent_size
     assert k < D
-    Q_KD = torch.randn((k, D), generator=generator_for("Q"), dtype=F64)
-    order, shear = None, None
+    frame = Stairs(torch.randn((k, D), generator=generator_for("Q"), dtype=F64))
     for J in orbit.maps():
         assert isinstance(J, StairMap)
-        frame_KD, ends = Q_KD.clone(), torch.full((D,), k)
-        if order is not None:
-            places = inverse(order)
-            frame_KD, ends = Q_KD[:, places], places + 1
-            if shear is not None:
-                shear.undo(frame_KD, ends)
-            # Rows are 0 where they are said to end.
-            beyond = torch.arange(k).unsqueeze(1) >= ends
-            assert (frame_KD[beyond] == 0).all()
+        frame_KD = torch.empty((k, D), dtype=F64)
+        ends = frame.write(frame_KD)
+        # Rows are 0 where they are said to end.
+        beyond = torch.arange(k).unsqueeze(1) >= ends
+        assert (frame_KD[beyond] == 0).all()
         expected_KD = (J.dense()[1, 0] @ frame_KD.mT).mT
         out_KD = torch.full((k, D), float("nan"), dtype=F64)
-        plain = J.move(1, 0, Q_KD, out_KD, order_D=order, shear=shear, may_shear=False)
+        plain = J.move(1, 0, frame, out_KD, may_shear=False)
         assert plain is None
         torch.testing.assert_close(out_KD, expected_KD, atol=1e-12, rtol=1e-12)
-        shear = J.move(1, 0, Q_KD, out_KD, order_D=order, shear=shear, may_shear=True)
+        shear = J.move(1, 0, frame, out_KD, may_shear=True)
         assert (shear is not None) == (kind == "lstm full")
         if shear is not None:
             seen_KD = out_KD.clone()
             shear.undo(seen_KD, torch.full((D,), k))
             torch.testing.assert_close(seen_KD, expected_KD, atol=1e-12, rtol=1e-12)
-        Q_KD, order = out_KD, eliminate(out_KD).order
+        order = eliminate(out_KD).order
+        frame = Stairs(out_KD, order, shear)
+
+
+def split_frames(H, *, steps=6):
+    """Maps of an LSTM of H units and the frames that reach them, those that are split."""
+    orbit = orbit_of("lstm full", population("lstm full", units=H), steps=steps)
+    frame = Stairs(torch.randn((2 * H, 2 * H), generator=generator_for("Q"), dtype=F64))
+    for J in orbit.maps():
+        if frame.is_split:
+            yield J, frame
+        out_KD = torch.empty_like(frame.Q_KD)
+        shear = J.move(0, 0, frame, out_KD, may_shear=True)
+        frame = Stairs(out_KD, eliminate(out_KD).order, shear)
 
 
 def test_pivots_are_found_among_h_first():
     """What the coordinates are for: the rows of h end before those of c."""
+    # From two eliminations after a random frame on.
+    assert len(list(split_frames(64))) >= 3
+
+
+def test_elimination_by_halves_is_that_of_the_whole():
     H = 64
-    orbit = orbit_of("lstm full", population("lstm full", units=H))
-    Q_KD = torch.randn((2 * H, 2 * H), generator=generator_for("Q"), dtype=F64)
-    order, shear = None, None
-    for J in orbit.maps():
-        out_KD = torch.empty_like(Q_KD)
-        shear = J.move(0, 0, Q_KD, out_KD, order_D=order, shear=shear, may_shear=True)
-        Q_KD, order = out_KD, eliminate(out_KD).order
-    assert (order[:H] < H).all()
+    for J, frame in split_frames(H):
+        whole_KD = torch.empty_like(frame.Q_KD)
+        shear = J.move(0, 0, frame, whole_KD, may_shear=True)
+        product_DK = whole_KD.clone().mT
+        expected = eliminate(whole_KD)
+        out_KD = torch.full_like(whole_KD, float("nan"))
+        halves = J.halves(0, 0, frame.shear)
+        found = eliminate_halves(frame, halves, out_KD)
+        for e, other in zip(halves.shear.e, shear.e, strict=True):
+            assert torch.equal(e, other)
+        assert (expected.order[:H] < H).all()  # or the two might differ
+        assert torch.equal(found.order, expected.order)
+        torch.testing.assert_close(out_KD, whole_KD, atol=1e-10, rtol=0)
+        torch.testing.assert_close(found.logs, expected.logs, atol=1e-10, rtol=0)
+        # Norms before elimination stand in for those after it: as deep to a few nats.
+        assert (found.depth - expected.depth).abs().max() < 4
+        # And by the definition, whatever the other elimination does: P V = L R.
+        R = torch.linalg.solve_triangular(
+            out_KD.mT, product_DK[found.order], upper=False, unitriangular=True
+        )
+        assert R.tril(-1).abs().max() < 1e-12
+        torch.testing.assert_close(R.diagonal().abs().log(), found.logs, atol=1e-10, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["h does not move", "large entries"])
+def test_where_halves_would_lose_digits_the_whole_is_eliminated(kind):
+    H = 64
+    J, frame = list(split_frames(H))[-1]
+    halves = J.halves(0, 0, frame.shear)
+    if kind == "h does not move":
+        halves.dense_HD[:, :H] = 0
+        halves.a_by_b.zero_()
+    else:
+        halves.dense_HD[:, H:] *= 1e8
+    assert eliminate_halves(frame, halves, torch.empty_like(frame.Q_KD)) is None
+
+
+def test_only_one_layer_in_the_open_has_halves():
+    for layers, loop in ((2, "open"), (1, "closed")):
+        network = population("lstm full", layers)
+        (J, *_) = orbit_of("lstm full", network, loop=loop).maps()
+        assert J.halves(0, 0, None) is None
 
 
 def grown(orbit, frame, **settings):
