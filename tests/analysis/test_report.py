@@ -2,13 +2,15 @@ import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pandas as pd
 import pytest
 
 from analysis import report as rp
+from analysis.figures.base import Section as FigureSection
 from analysis.frame import AnalysisError, SweepFrame
+from analysis.sections import run
 from analysis.verdict import verdict
 from pipeline.records import TrialRecord
 from tests.analysis import synthetic
@@ -153,6 +155,12 @@ def test_what_users_named_is_escaped(tmp_path: Path) -> None:
     assert "&lt;script&gt;" in text
 
 
+def test_every_section_has_its_place() -> None:
+    files = {path.stem for path in Path(run.__file__).parent.glob("*.py")}
+    assert set(rp.ORDER) == files - {"__init__", "base"}
+    assert set(get_args(FigureSection)) <= set(rp.ORDER)
+
+
 def frame_of(trials: list[TrialRecord]) -> SweepFrame:
     return SweepFrame.from_records(synthetic.info(num_trials=len(trials)), trials)
 
@@ -160,7 +168,7 @@ def frame_of(trials: list[TrialRecord]) -> SweepFrame:
 def test_conventions_of_all_trials_are_shown() -> None:
     trials = synthetic.sweep("null", 3)
     trials[1] = synthetic.described_as(trials[1], state_size=128)
-    table = rp._measurement_table(frame_of(trials))
+    table = run.measurements(frame_of(trials))
     assert table is not None
     (spelled,) = [row[1] for row in table.rows if "lyapunov.spectrum" in row[0]]
     assert "state_size 12 or 128" in spelled
@@ -176,19 +184,19 @@ def flagged(row: dict[str, Any]) -> dict[str, Any]:
 def test_a_flagged_reading_counts_once() -> None:
     trials = synthetic.sweep("null", 4, family="mlp")
     trials[1] = synthetic.rewritten(trials[1], flagged)
-    assert rp._flags(frame_of(trials)) == {"not_a_number": 2}
+    assert run.flags(frame_of(trials)) == {"not_a_number": 2}
 
 
 def test_skipped_measurements_are_listed() -> None:
     trials = synthetic.sweep("null", 4)
     trials[1] = synthetic.skipping(synthetic.skipping(trials[1], 2), 4)
     trials[2] = synthetic.skipping(trials[2], 4)
-    table = rp._measurement_table(frame_of(trials))
+    table = run.measurements(frame_of(trials))
     assert table is not None
     assert (
         "lyapunov_spectrum after epoch 2 in 1 trial; lyapunov_spectrum after epoch 4 in 2 trials."
         in table.note
     )
-    whole = rp._measurement_table(frame_of(synthetic.sweep("null", 4)))
+    whole = run.measurements(frame_of(synthetic.sweep("null", 4)))
     assert whole is not None
     assert whole.note == ""
