@@ -20,12 +20,13 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 from pipeline.executors.base import Event, ExecutorError, Lost, Raised, Reached, Stopped
+from pipeline.executors.crew import Crew
 from pipeline.executors.packages import import_conflict, parent_of
 from pipeline.plan import Cohort
 from pipeline.train import Rung
@@ -50,7 +51,7 @@ class _Hand:
     calls: int = 0
 
 
-class ProcessExecutor:
+class ProcessExecutor(Crew[_Hand]):
     """Persistent worker processes on this machine.
 
     Args:
@@ -70,46 +71,17 @@ class ProcessExecutor:
         device: str = "cpu",
         warm: Cohort | None = None,
     ) -> None:
+        super().__init__()
         self._threads, self._warm, self._gpus = threads, warm, _gpus(device)
         room = len(self._gpus) or max(1, len(os.sched_getaffinity(0)) // threads)
         self.num_slots = workers or room
         self._num_started = 0
-        self._busy: dict[Any, tuple[_Hand, Cohort]] = {}
-        self._pausing: dict[tuple[int, ...], tuple[_Hand, Cohort]] = {}
-        self._is_stopping = False
-        self._idle: list[_Hand] = []
         try:
             for _ in range(self.num_slots):
                 self._idle.append(self._new_hand())
         except ExecutorError:
             self.close()
             raise
-
-    def submit(self, cohort: Cohort) -> None:
-        """Hands the cohort to an idle worker."""
-        self._train(self._idle.pop(), cohort, "start", cohort)
-
-    def advance(self, cohort: Cohort, leave: Collection[int] = ()) -> None:
-        """Tells the worker to train on without some of the trials."""
-        hand, _ = self._pausing.pop(cohort.numbers)
-        self._train(hand, cohort, "advance", tuple(leave))
-
-    def release(self, cohort: Cohort) -> None:
-        """Sets the worker free; it holds the cohort until its next start replaces it."""
-        hand, _ = self._pausing.pop(cohort.numbers)
-        self._idle.append(hand)
-
-    def poll(self, timeout: float) -> Sequence[Event]:
-        """Waits for the first rung, and takes one of each worker that has arrived by then."""
-        if self._is_stopping and self._pausing:
-            stopped = [cohort for _, cohort in self._pausing.values()]
-            for cohort in stopped:
-                self.release(cohort)
-            return [Stopped(cohort) for cohort in stopped]
-        if not self._busy:
-            return ()
-        ready = wait(list(self._busy), timeout)
-        return tuple(event for channel in ready for event in self._receive(channel))
 
     def stop(self) -> None:
         """Workers abandon their cohorts after the rung they are heading for."""
@@ -120,9 +92,7 @@ class ProcessExecutor:
 
     def close(self) -> None:
         """Kills the workers."""
-        working = [*self._busy.values(), *self._pausing.values()]
-        hands = [*self._idle, *(hand for hand, _ in working)]
-        self._idle, self._busy, self._pausing = [], {}, {}
+        hands = self._dismiss()
         for hand in hands:
             hand.process.kill()
         for hand in hands:
@@ -132,19 +102,24 @@ class ProcessExecutor:
         """Of the idle workers; for tests."""
         return [hand.process.pid for hand in self._idle]
 
-    def _train(self, hand: _Hand, cohort: Cohort, call: str, argument: Any) -> None:
-        hand.calls += 1
-        self._busy[hand.channel] = (hand, cohort)
-        _send(hand, call, argument)
+    def _train(
+        self, worker: _Hand, cohort: Cohort, call: Literal["start", "advance"], argument: Any
+    ) -> None:
+        worker.calls += 1
+        self._busy[worker.channel] = (worker, cohort)
+        _send(worker, call, argument)
         if self._is_stopping:
-            _send(hand, "stop", None)
+            _send(worker, "stop", None)
 
-    def _receive(self, channel: Any) -> Iterator[Event]:
-        hand, cohort = self._busy[channel]
+    def _arrived(self, timeout: float) -> list[Any]:
+        return wait(list(self._busy), timeout)
+
+    def _receive(self, key: Any) -> Iterator[Event]:
+        hand, cohort = self._busy[key]
         try:
-            answered, outcome = channel.recv()
+            answered, outcome = hand.channel.recv()
         except (EOFError, OSError):
-            del self._busy[channel]
+            del self._busy[key]
             reason = _bury(hand)
             self._idle.append(self._new_hand())
             yield Lost(cohort, reason)
@@ -153,11 +128,11 @@ class ProcessExecutor:
             return
         if isinstance(outcome, Rung) and not outcome.is_last and not self._is_stopping:
             if outcome.epoch in cohort.pauses:
-                self._pausing[cohort.numbers] = self._busy.pop(channel)
+                self._pausing[cohort.numbers] = self._busy.pop(key)
             yield Reached(cohort, outcome)
             return
         # Whatever else an abandoned cohort still sends is dropped: the next call has a new number.
-        del self._busy[channel]
+        del self._busy[key]
         hand.calls += 1
         self._idle.append(hand)
         if isinstance(outcome, ExecutorError):

@@ -13,11 +13,12 @@ import contextlib
 import os
 import socket
 import tempfile
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pipeline.executors.base import Event, ExecutorError, Lost, Raised, Reached, Stopped
+from pipeline.executors.crew import Crew
 from pipeline.executors.packages import import_conflict, parent_of
 from pipeline.plan import Cohort
 from pipeline.train import Rung
@@ -64,7 +65,7 @@ class _Actor:
         return os.getpid()
 
 
-class RayExecutor:
+class RayExecutor(Crew[Any]):
     """Persistent actors on a local or running Ray cluster.
 
     Args:
@@ -86,6 +87,7 @@ class RayExecutor:
         gpus: float = 0.0,
         warm: Cohort | None = None,
     ) -> None:
+        super().__init__()
         # Before ray is imported, which fixes for good where this process listens.
         if address is None:
             os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
@@ -129,39 +131,6 @@ class RayExecutor:
         )(_Actor)
         self._warm = warm
         self._idle = [self._new_actor() for _ in range(self.num_slots)]
-        self._busy: dict[Any, tuple[Any, Cohort]] = {}
-        self._pausing: dict[tuple[int, ...], tuple[Any, Cohort]] = {}
-        self._is_stopping = False
-
-    def submit(self, cohort: Cohort) -> None:
-        """Hands the cohort to an idle actor."""
-        actor = self._idle.pop()
-        self._busy[actor.start.remote(cohort)] = (actor, cohort)
-
-    def advance(self, cohort: Cohort, leave: Collection[int] = ()) -> None:
-        """Tells the actor to train on without some of the trials."""
-        actor, _ = self._pausing.pop(cohort.numbers)
-        self._busy[actor.advance.remote(tuple(leave))] = (actor, cohort)
-
-    def release(self, cohort: Cohort) -> None:
-        """Sets the actor free; it holds the cohort until its next start replaces it."""
-        actor, _ = self._pausing.pop(cohort.numbers)
-        self._idle.append(actor)
-
-    def poll(self, timeout: float) -> Sequence[Event]:
-        """Waits for the first rung, and takes all that have arrived by then."""
-        if self._is_stopping and self._pausing:
-            stopped = [cohort for _, cohort in self._pausing.values()]
-            for cohort in stopped:
-                self.release(cohort)
-            return [Stopped(cohort) for cohort in stopped]
-        if not self._busy:
-            return ()
-        pending = list(self._busy)
-        ready, _ = self._ray.wait(pending, num_returns=1, timeout=timeout)
-        if ready:
-            ready, _ = self._ray.wait(pending, num_returns=len(pending), timeout=0)
-        return [event for reference in ready for event in self._receive(reference)]
 
     def stop(self) -> None:
         """Cohorts are abandoned when their rung arrives."""
@@ -169,11 +138,9 @@ class RayExecutor:
 
     def close(self) -> None:
         """Kills the actors, and Ray itself where we started it."""
-        working = [*self._busy.values(), *self._pausing.values()]
-        for actor in [*self._idle, *(actor for actor, _ in working)]:
+        for actor in self._dismiss():
             with contextlib.suppress(Exception):
                 self._ray.kill(actor)
-        self._idle, self._busy, self._pausing = [], {}, {}
         self._stop_ray()
 
     def process_ids(self) -> list[int]:
@@ -181,11 +148,23 @@ class RayExecutor:
         ids: list[int] = self._ray.get([a.process_id.remote() for a in self._idle])
         return ids
 
-    def _receive(self, reference: Any) -> Iterator[Event]:
-        actor, cohort = self._busy.pop(reference)
+    def _train(
+        self, worker: Any, cohort: Cohort, call: Literal["start", "advance"], argument: Any
+    ) -> None:
+        self._busy[getattr(worker, call).remote(argument)] = (worker, cohort)
+
+    def _arrived(self, timeout: float) -> list[Any]:
+        pending = list(self._busy)
+        ready, _ = self._ray.wait(pending, num_returns=1, timeout=timeout)
+        if ready:
+            ready, _ = self._ray.wait(pending, num_returns=len(pending), timeout=0)
+        return list(ready)
+
+    def _receive(self, key: Any) -> Iterator[Event]:
+        actor, cohort = self._busy.pop(key)
         exceptions = self._ray.exceptions
         try:
-            outcome = self._ray.get(reference)
+            outcome = self._ray.get(key)
         except exceptions.RayActorError as error:
             if isinstance(error, exceptions.ActorDiedError) and "ExecutorError" in str(error):
                 raise ExecutorError(_last_line(str(error))) from error
@@ -213,7 +192,7 @@ class RayExecutor:
             self._pausing[cohort.numbers] = actor, cohort
             yield Reached(cohort, outcome)
         else:
-            self._busy[actor.advance.remote()] = (actor, cohort)
+            self._train(actor, cohort, "advance", ())
             yield Reached(cohort, outcome)
 
     def _stop_ray(self) -> None:
