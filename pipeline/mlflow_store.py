@@ -7,12 +7,9 @@ writing them again changes nothing (MLflow keeps one value per key, step, time a
 MLflow is the browser and the archive; the numbers themselves are in the Parquet artifacts.
 """
 
-import contextlib
 import hashlib
 import json
-import math
 import os
-import secrets
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -39,8 +36,16 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from pipeline import records
+from pipeline.mlflow_fields import metrics_of, note, params_of
+from pipeline.mlflow_place import (
+    artifact_location,
+    check_writable,
+    create_database,
+    hide_password,
+    sqlite_path,
+)
 from pipeline.records import RecordError, TrialRecord
-from pipeline.sqlite_files import fold, prefer_wal
+from pipeline.sqlite_files import fold
 from pipeline.store import (
     NameInUseError,
     NoSuchSweepError,
@@ -90,7 +95,7 @@ def _guarded(method: Callable[_P, _T]) -> Callable[_P, _T]:
             brief = _brief(error)
             is_full = "is full" in brief or "No space left" in brief
             kind = StoreFullError if is_full else StoreError
-            message = _hide_password(store.uri, f"MLflow store {store.uri}: {brief}")
+            message = hide_password(store.uri, f"MLflow store {store.uri}: {brief}")
             raise kind(message) from error
 
     inner.__name__, inner.__doc__ = method.__name__, method.__doc__
@@ -116,13 +121,13 @@ class MlflowStore:
     @_guarded
     def prepare(self) -> None:
         """Creates or upgrades the database: in one process, before any worker exists."""
-        database = _sqlite_path(self.uri)
+        database = sqlite_path(self.uri)
         if database is not None:
             if not database.parent.is_dir():
                 raise StoreError(f"{database.parent}: no such folder, for the store {self.uri}")
-            _check_writable(database)
+            check_writable(database)
             if not database.exists():
-                _create_database(database)
+                create_database(database, _touch)
         self._connect().search_experiments(max_results=1)
 
     @_guarded
@@ -131,7 +136,7 @@ class MlflowStore:
         client = self._connect()
         experiment_id = self._experiment(info.name)
         if experiment_id is None:
-            location = _artifact_location(self.uri)
+            location = artifact_location(self.uri)
             experiment_id = client.create_experiment(
                 info.name,
                 artifact_location=None if location is None else f"{location}/{info.name}",
@@ -139,18 +144,18 @@ class MlflowStore:
                 tags={
                     f"{_PREFIX}experiment": info.name,
                     "mlflow.experimentKind": "custom_model_development",
-                    "mlflow.note.content": _note(info),
+                    "mlflow.note.content": note(info),
                 },
             )
             self._experiments[info.name] = experiment_id
         elif self._parent(info.name) is not None:
             raise NameInUseError(
-                f"a sweep named {info.name!r} exists already in {_hide_password(self.uri)}"
+                f"a sweep named {info.name!r} exists already in {hide_password(self.uri)}"
             )
         elif f"{_PREFIX}experiment" not in client.get_experiment(experiment_id).tags:
             raise NameInUseError(
                 f"an experiment named {info.name!r} that is not ours exists already in "
-                f"{_hide_password(self.uri)}; choose another --name"
+                f"{hide_password(self.uri)}; choose another --name"
             )
         else:
             # Left by a driver that died while creating this sweep.
@@ -183,7 +188,7 @@ class MlflowStore:
         if parent is None:
             names = [info.name for info in self.sweeps()]
             raise NoSuchSweepError(
-                f"no sweep {name!r} in {_hide_password(self.uri)}; "
+                f"no sweep {name!r} in {hide_password(self.uri)}; "
                 f"there are {', '.join(names) or 'none'}"
             )
         run = self._connect().get_run(parent)
@@ -229,7 +234,7 @@ class MlflowStore:
             client.update_run(parent, status="RUNNING")
         else:
             client.set_terminated(parent, status=_RUN_STATUS[state])
-            database = _sqlite_path(self.uri)
+            database = sqlite_path(self.uri)
             if database is not None:
                 fold(database)
 
@@ -260,7 +265,7 @@ class MlflowStore:
             client.update_run(run_id, status=RunStatus.to_string(RunStatus.RUNNING))
             client.set_tag(run_id, _STATE, "running")
             client.set_tag(run_id, f"{_PREFIX}attempt", str(start.attempt))
-        client.log_batch(run_id, params=_params(start))
+        client.log_batch(run_id, params=[Param(*p) for p in params_of(start).items()])
 
     @_guarded
     def interrupt_trial(self, name: str, number: int, reason: str) -> None:
@@ -295,7 +300,7 @@ class MlflowStore:
             _STATE: header.state,
         }
         # The state last: whoever reads it may read the file, and every metric.
-        metrics = _metrics(record)
+        metrics = [Metric(*point) for point in metrics_of(record)]
         while len(metrics) > _MOST_METRICS:
             client.log_batch(run_id, metrics=metrics[:_MOST_METRICS])
             metrics = metrics[_MOST_METRICS:]
@@ -338,7 +343,7 @@ class MlflowStore:
 
     def _exists(self) -> bool:
         """False for a SQLite file not there yet, which merely looking must not create."""
-        database = _sqlite_path(self.uri)
+        database = sqlite_path(self.uri)
         return database is None or database.exists()
 
     def _connect(self) -> MlflowClient:
@@ -377,13 +382,13 @@ class MlflowStore:
     def _require_parent(self, name: str) -> str:
         parent = self._parent(name)
         if parent is None:
-            raise NoSuchSweepError(f"no sweep {name!r} in {_hide_password(self.uri)}")
+            raise NoSuchSweepError(f"no sweep {name!r} in {hide_password(self.uri)}")
         return parent
 
     def _require_experiment(self, name: str) -> str:
         experiment_id = self._experiment(name)
         if experiment_id is None:
-            raise NoSuchSweepError(f"no sweep {name!r} in {_hide_password(self.uri)}")
+            raise NoSuchSweepError(f"no sweep {name!r} in {hide_password(self.uri)}")
         return experiment_id
 
     def _search(self, name: str) -> list[Any]:
@@ -447,122 +452,9 @@ class _Artifact:
             self._folder.cleanup()
 
 
-def _note(info: SweepInfo) -> str:
-    return (
-        f"lyapsweep sweep `{info.name}`: {info.num_trials} trials. "
-        f"One run a trial, nested under the sweep's; expand it to plot them. "
-        f"The report: `lyapsweep report {info.name}`."
-    )
-
-
-def _params(start: TrialStart) -> list[Param]:
-    """Every setting; those sampled in the logarithm get a log10 twin for plotting."""
-    found = {key: _bare(value) for key, value in start.params.items()}
-    for key in start.log_scaled:
-        value = start.params.get(key)
-        if isinstance(value, int | float) and value > 0:
-            found[f"log10.{key}"] = _bare(math.log10(value))
-    return [Param(k, v[:6000]) for k, v in sorted(found.items())]
-
-
-def _bare(value: Any) -> str:
-    """Numbers as MLflow's plots can read them: bare decimals."""
-    if isinstance(value, bool) or value is None:
-        return str(value).lower() if value is not None else "none"
-    if isinstance(value, float):
-        return f"{value:.10g}"
-    return str(value)
-
-
-def _metrics(record: TrialRecord) -> list[Metric]:
-    """Finite scalars at their epochs, and the final loss again as `final.val_loss`.
-
-    Book-keeping of a measurement (`lyapunov.self_check.sum_rule`) stays in the Parquet file.
-    """
-    found = []
-    last: dict[str, Metric] = {}
-    rows = record.table.to_pylist()
-    for row in rows:
-        if row["quantity"].count(".") > 1:
-            continue
-        if row["shape"] or not row["values"] or not math.isfinite(row["values"][0]):
-            continue
-        metric = Metric(row["quantity"], row["values"][0], row["time_ms"], row["epoch"])
-        found.append(metric)
-        last[row["quantity"]] = metric
-    header = record.header
-    seconds = {True: 0.0, False: 0.0}
-    for row in rows:
-        if not row["quantity"].startswith(("val_", "test_")):
-            seconds[row["quantity"] == "train_loss"] += row["seconds"] or 0.0
-    training, measuring = seconds[True], seconds[False]
-    if header.state == "complete" and "val_loss" in last:
-        final = last["val_loss"]
-        found.append(Metric("final.val_loss", final.value, final.timestamp, 0))
-    if training > 0:
-        share = measuring / training
-        found.append(Metric("cost.measure_share", share, header.end_ms, 0))
-        found.append(Metric("cost.train_seconds", training, header.end_ms, 0))
-    found.append(Metric("diverged", float(header.state == "diverged"), header.end_ms, 0))
-    return found
-
-
-def _create_database(database: Path) -> None:
-    """Makes MLflow's tables under another name first.
-
-    Its migrations are no transaction: a driver killed, or a disk full, among them would leave
-    a file that MLflow refuses for ever.
-    """
-    # A name never used before: MLflow keeps its connection to each file it has seen.
-    temporary = database.with_name(f"{database.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        MlflowClient(f"sqlite:///{temporary}").search_experiments(max_results=1)
-        with contextlib.suppress(FileExistsError):
-            # Unlike a rename, a link never replaces what another process made meanwhile.
-            os.link(temporary, database)
-            prefer_wal(database)
-    finally:
-        for left in database.parent.glob(f"{temporary.name}*"):
-            left.unlink()
-
-
-def _check_writable(database: Path) -> None:
-    """By trying: MLflow itself would try for minutes before it says so."""
-    probe = database.with_name(f".write-test-{os.getpid()}")
-    try:
-        if database.exists():
-            database.open("r+b").close()
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise StoreError(f"{database}: cannot be written ({error.strerror})") from error
-
-
-def _sqlite_path(uri: str) -> Path | None:
-    if uri.startswith("sqlite:///"):
-        return Path(uri.removeprefix("sqlite:///")).absolute()
-    return None
-
-
-def _artifact_location(uri: str) -> str | None:
-    """Absolute folder for artifacts of stores without a server; a server has its own."""
-    if uri.startswith(("http://", "https://")):
-        return None
-    chosen = os.environ.get("LYAPSWEEP_ARTIFACTS")
-    if chosen:
-        return chosen if "://" in chosen else str(Path(chosen).absolute())
-    database = _sqlite_path(uri)
-    folder = Path.cwd() if database is None else database.parent
-    return str(folder.absolute() / "mlruns")
-
-
-def _hide_password(uri: str, text: str | None = None) -> str:
-    """`text`, by default the URI itself, without the URI's password."""
-    text = uri if text is None else text
-    parsed = urlparse(uri)
-    for secret in {parsed.password or "", unquote(parsed.password or "")} - {""}:
-        text = text.replace(f":{secret}@", ":***@").replace(f"password={secret}", "password=***")
-    return text
+def _touch(uri: str) -> None:
+    """Makes MLflow create or upgrade its tables."""
+    MlflowClient(uri).search_experiments(max_results=1)
 
 
 def _brief(error: Exception) -> str:
