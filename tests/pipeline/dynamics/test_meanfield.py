@@ -1,6 +1,7 @@
 """Mean-field theory against published values, closed forms, another quadrature and simulation."""
 
 import doctest
+import importlib
 import math
 
 import numpy as np
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from scipy.integrate import quad
 from scipy.optimize import brentq
 
-from pipeline.dynamics import meanfield, quadrature
+from pipeline.dynamics import quadrature
 from pipeline.dynamics.meanfield import (
     GELU,
     LINEAR,
@@ -484,8 +485,13 @@ def test_edges_of_the_domain():
     assert length_map(np.ones((2, 3)), 1.0, 0.0).shape == (2, 3)
 
 
-@pytest.mark.parametrize("module", [meanfield, quadrature], ids=["meanfield", "quadrature"])
-def test_examples_run(module):
-    result = doctest.testmod(module)
+@pytest.mark.parametrize(
+    "name",
+    ["meanfield", "quadrature"]
+    + [f"wide.{name}" for name in ("activations", "lengths", "correlations", "phases")]
+    + ["wide.exponents", "wide.curves"],
+)
+def test_examples_run(name):
+    result = doctest.testmod(importlib.import_module(f"pipeline.dynamics.{name}"))
     assert result.attempted > 0
     assert result.failed == 0

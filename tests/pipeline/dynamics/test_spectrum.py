@@ -470,8 +470,13 @@ def public_functions(name):
     ]
 
 
+WIDE = ("activations", "correlations", "curves", "exponents", "lengths", "phases")
+
+
 @pytest.mark.parametrize(
-    "name", ["spectrum", "ftle", "clv", "local", "meanfield", "geometry", "structure", "derived"]
+    "name",
+    ["spectrum", "ftle", "clv", "local", "geometry", "structure", "derived"]
+    + [f"wide.{name}" for name in WIDE],
 )
 def test_every_measurement_has_an_example(name):
     lacking = [f.__name__ for f in public_functions(name) if ">>>" not in (f.__doc__ or "")]

@@ -1,0 +1,1 @@
+"""Mean-field theory of wide random networks, a subject a file; `meanfield` has all its names."""
