@@ -296,11 +296,31 @@ def test_mean_field_at_size_1024(g, largest):
 
 
 @pytest.mark.slow
-def test_continuous_network_by_euler_steps():
-    """Sompolinsky et al. 1988; δ = ½, g = 3: 0.216124 per unit of time for N → ∞."""
-    spectrum = spectrum_of_tanh(2048, 3.0, 600, k=1, leak=0.5)
-    # At finite N it is lower: 0.193 at 512.
-    assert spectrum.exponents[0].item() / 0.5 == pytest.approx(0.216124, rel=0.15)
+@pytest.mark.parametrize(
+    ("step", "g", "largest"),
+    [
+        (0.5, 1.5, 0.045913),
+        (0.5, 3.0, 0.216124),
+        (0.5, 10.0, 0.716241),
+        (0.25, 1.5, 0.046330),
+        (0.25, 3.0, 0.225401),
+        (0.25, 10.0, 0.680171),
+    ],
+)
+def test_continuous_network_by_euler_steps(step, g, largest):
+    """Sompolinsky et al. 1988, per unit of time, in Euler steps and for N → ∞."""
+    spectrum = spectrum_of_tanh(2048, g, 600, k=1, leak=step)
+    # At finite N it is lower: 0.193 at 512, g = 3 and half a unit.
+    assert spectrum.exponents[0].item() / step == pytest.approx(largest, rel=0.15)
+
+
+def test_float32_tangents_find_the_leading_exponents_of_a_chaotic_network():
+    single, double = (
+        spectrum_of_tanh(64, 1.5, 600, k=8, dtype=dtype).exponents
+        for dtype in (torch.float32, torch.float64)
+    )
+    assert double[0] > 0
+    torch.testing.assert_close(single, double, atol=1e-5, rtol=0)
 
 
 # Flows
