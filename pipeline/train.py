@@ -16,13 +16,14 @@ import time
 from collections.abc import Collection, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from pipeline import catalog
+from pipeline.capture import CudaGraphs, Recorder, Steps
 from pipeline.diagnostics.base import Diagnostic, Moment, Reading
 from pipeline.optim import Optimiser, Trainer
 from pipeline.plan import Cohort
@@ -63,8 +64,9 @@ class Rung:
 class Population:
     """A cohort's networks with what training them needs.
 
-    alive_N, died_at_N: who still lives, and the update at which the others died (0 for the
-        living). They stay on the device; `note_divergence` brings what they say to the CPU.
+    alive_N, begun_N: who still lives, and how many updates each has begun alive. They stay where
+        they are on the device; `note_divergence` brings what they say to the CPU.
+    steps: the updates of `train_epoch`, on a GPU recorded as a whole.
     """
 
     cohort: Cohort
@@ -73,7 +75,8 @@ class Population:
     optimiser: Optimiser
     dropout: DropoutStreams
     alive_N: Tensor
-    died_at_N: Tensor
+    begun_N: Tensor
+    steps: "Steps[Population]"
     update: int = 0
     diverged_at: dict[int, int] = field(default_factory=dict)
 
@@ -82,25 +85,38 @@ class Population:
         """Trial numbers in member order."""
         return self.cohort.numbers
 
+    @property
+    def died_at_N(self) -> Tensor:
+        """The update at which each died, 0 for the living."""
+        return torch.where(self.alive_N, 0, self.begun_N)
+
     def keep(self, members: Sequence[int]) -> None:
         """Cuts the population down to these members, in this order, between two epochs.
 
         What becomes of them does not change.
         """
+        # First, because a recording holds on to memory that is about to be left.
+        self.steps.restart()
         trials = tuple(self.cohort.trials[n] for n in members)
         self.cohort = dataclasses.replace(self.cohort, trials=trials)
         rows = torch.tensor(list(members), device=self.alive_N.device)
         self.network.select(members)
         self.optimiser.select(members, self.network.pack())
         self.dropout.select(rows)
-        self.alive_N, self.died_at_N = self.alive_N[rows], self.died_at_N[rows]
+        self.alive_N, self.begun_N = self.alive_N[rows], self.begun_N[rows]
         self.diverged_at = {n: u for n, u in self.diverged_at.items() if n in self.numbers}
 
 
-def build(cohort: Cohort, task: Task | None = None) -> Population:
+def build(
+    cohort: Cohort,
+    task: Task | None = None,
+    *,
+    recorder: Recorder | Literal["auto"] | None = "auto",
+) -> Population:
     """The population a cohort describes, at its initial weights.
 
     `task` may hand in the cohort's task where the caller keeps it from an earlier cohort.
+    `recorder` records its updates; "auto" does so as CUDA graphs on a GPU, None nowhere.
     Raises UnsuitableError, MissingDataError, catalog.UnknownNameError.
     """
     first = cohort.trials[0]
@@ -122,6 +138,9 @@ def build(cohort: Cohort, task: Task | None = None) -> Population:
         dtype=dtype,
         device=cohort.device,
     )
+    if recorder == "auto":
+        is_cuda = torch.device(cohort.device).type == "cuda"
+        recorder = CudaGraphs(cohort.device) if is_cuda else None
     return Population(
         cohort=cohort,
         task=task,
@@ -129,7 +148,8 @@ def build(cohort: Cohort, task: Task | None = None) -> Population:
         optimiser=Optimiser(network.pack(), [t.trainer for t in cohort.trials]),
         dropout=DropoutStreams([seed_for(t.seed, "dropout") for t in cohort.trials], cohort.device),
         alive_N=torch.ones(len(cohort.trials), dtype=torch.bool, device=cohort.device),
-        died_at_N=torch.zeros(len(cohort.trials), dtype=torch.int64, device=cohort.device),
+        begun_N=torch.zeros(len(cohort.trials), dtype=torch.int64, device=cohort.device),
+        steps=Steps(_advance, recorder),
     )
 
 
@@ -220,10 +240,11 @@ def train_epoch(population: Population, epoch: int) -> Tensor:
     population.optimiser.start_epoch(epoch)
     total_N = torch.zeros_like(population.alive_N, dtype=torch.float64)
     count = 0
-    state: Any = None
+    population.steps.forget()
     with _rounding(population.cohort.trials[0].trainer, population.cohort.device):
         for batch in population.task.training_batches(epoch):
-            loss_N, state = update(population, batch, None if batch.is_start else state)
+            loss_N = population.steps(population, batch)
+            population.update += 1
             total_N += torch.where(population.alive_N, loss_N.double(), math.nan)
             count += 1
             # Whether anyone lives is asked now and then: the answer is worth waiting for on a GPU
@@ -248,21 +269,30 @@ def _rounding(trainer: Trainer, device: str) -> Iterator[None]:
 
 
 def update(population: Population, batch: Batch, state: Any) -> tuple[Tensor, Any]:
-    """One update of all members. Returns its loss (N,) and the state to carry on.
+    """One update of all members, as it comes. Returns its loss (N,) and the state to carry on."""
+    found = _advance(population, batch.inputs, batch.targets, state)
+    population.update += 1
+    return found
+
+
+def _advance(
+    population: Population, inputs: Tensor, targets: Tensor, state: Any
+) -> tuple[Tensor, Any]:
+    """What an update does on the device; see `capture.Advance`.
 
     Asks nothing of the device, so that a GPU never waits for Python.
     """
     task = population.task
 
     def losses(outputs_N: Tensor) -> Tensor:
-        return task.losses(outputs_N, batch.targets).mean(1)
+        return task.losses(outputs_N, targets).mean(1)
 
+    population.begun_N.add_(population.alive_N)
     loss_N, state, gradient_NP = population.network.gradient(
-        losses, batch.inputs, state, dropout=population.dropout
+        losses, inputs, state, dropout=population.dropout
     )
-    alive_N = population.optimiser.step(gradient_NP, population.alive_N & torch.isfinite(loss_N))
-    population.update += 1
-    _bury(population, alive_N)
+    alive_N = population.alive_N & torch.isfinite(loss_N)
+    population.alive_N.copy_(population.optimiser.step(gradient_NP, alive_N))
     return loss_N, state
 
 
@@ -337,7 +367,7 @@ class _Recorder:
         scores = evaluate(population.network, task, split)
         seconds = time.perf_counter() - started
         loss_N = torch.where(population.alive_N, scores["loss"], math.nan)
-        _bury(population, population.alive_N & torch.isfinite(loss_N))
+        population.alive_N.logical_and_(torch.isfinite(loss_N))
         note_divergence(population)
         self.add(f"{prefix}_loss", loss_N, unit="nats", seconds=seconds)
         for name, values_N in scores.items():
@@ -478,13 +508,6 @@ def _rehearse(population: Population) -> float:
         network.gradient(lambda o: task.losses(o, first.targets).mean(1), first.inputs)
         seconds.append(time.perf_counter() - started)
     return seconds[-1] * count
-
-
-def _bury(population: Population, alive_N: Tensor) -> None:
-    """Writes down, on the device, who has died since the last look."""
-    died_N = population.alive_N & ~alive_N
-    population.died_at_N = torch.where(died_N, population.update, population.died_at_N)
-    population.alive_N = alive_N
 
 
 def note_divergence(population: Population) -> None:
