@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from tasks.networks.activations import IN_PLACE
-from tasks.networks.recurrent_walk import Walk
+from tasks.networks.recurrent_walk import Walk, of
 
 _sigmoid, _tanh = IN_PLACE["sigmoid"], IN_PLACE["tanh"]
 
@@ -46,15 +46,15 @@ class GRUWalk(Walk):
         """A copy of h after the last step, (N, B, H)."""
         return (self.h_NHB[-1].mT.clone(),)
 
-    def _begin_back(self) -> None:
+    def _begin_back(self, d_arguments: Sequence[Tensor]) -> None:
         H = self.num_units
         self._past = self._scratch("past", H)
-        self._d_logistic = self._d_arguments[:, : 2 * H]
-        self._d_gates = torch.split(self._d_arguments, H, dim=1)
+        self._d_logistic = [d[:, : 2 * H] for d in d_arguments]
+        self._d_gates = [torch.split(d, H, dim=1) for d in d_arguments]
 
     def _retreat(self, step: int, d_h: Tensor, d_arguments: Tensor) -> Tensor:
         r, z, n, m = self._gates[step]
-        d_r, d_z, d_n, d_m = self._d_gates
+        d_r, d_z, d_n, d_m = of(self._d_gates, step)
         torch.mul(d_h, z, out=self._past)
         torch.sub(d_h, self._past, out=d_n)
         _tanh.pull_back(d_n, n)
@@ -62,5 +62,5 @@ class GRUWalk(Walk):
         torch.mul(d_n, m, out=d_r)
         torch.sub(self.h_NHB[step], n, out=d_z)
         d_z.mul_(d_h)
-        _sigmoid.pull_back(self._d_logistic, self._logistic[step])
+        _sigmoid.pull_back(of(self._d_logistic, step), self._logistic[step])
         return self._past

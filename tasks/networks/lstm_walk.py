@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from tasks.networks.activations import IN_PLACE
-from tasks.networks.recurrent_walk import Walk
+from tasks.networks.recurrent_walk import Walk, of
 
 _sigmoid, _tanh = IN_PLACE["sigmoid"], IN_PLACE["tanh"]
 
@@ -51,16 +51,16 @@ class LSTMWalk(Walk):
         """Copies of (h, c) after the last step, each (N, B, H)."""
         return self.h_NHB[-1].mT.clone(), self._c_NHB[-1].mT.clone()
 
-    def _begin_back(self) -> None:
+    def _begin_back(self, d_arguments: Sequence[Tensor]) -> None:
         H = self.num_units
         self._d_c = self._scratch(f"{self._name}.d_c", H).zero_()
         self._s = self._scratch("s", H)
-        self._d_logistic = self._d_arguments[:, : 3 * H]
-        self._d_gates = torch.split(self._d_arguments, H, dim=1)
+        self._d_logistic = [d[:, : 3 * H] for d in d_arguments]
+        self._d_gates = [torch.split(d, H, dim=1) for d in d_arguments]
 
     def _retreat(self, step: int, d_h: Tensor, d_arguments: Tensor) -> None:
         i, f, o, g = self._gates[step]
-        d_i, d_f, d_o, d_g = self._d_gates
+        d_i, d_f, d_o, d_g = of(self._d_gates, step)
         tanh_c, d_c = self._tanh_c_NHB[step], self._d_c
         torch.mul(d_h, o, out=self._s)
         _tanh.pull_back(self._s, tanh_c)
@@ -69,6 +69,6 @@ class LSTMWalk(Walk):
         torch.mul(d_c, self._c_NHB[step], out=d_f)
         torch.mul(d_h, tanh_c, out=d_o)
         torch.mul(d_c, i, out=d_g)
-        _sigmoid.pull_back(self._d_logistic, self._logistic[step])
+        _sigmoid.pull_back(of(self._d_logistic, step), self._logistic[step])
         _tanh.pull_back(d_g, g)
         d_c.mul_(f)

@@ -1,19 +1,36 @@
 """One recurrent layer of all members through time and back, in memory that is given.
 
 With s = (h, x, 1) and V = (U | W | b) a cell's arguments are V s: one product a step forward, one
-back (Vᵀ δ) and one for the whole gradient (δ sᵀ, summed as one goes). Sequences come last, so that
-a step of narrow networks runs along memory; gates are turned into their values where they lie.
+back (Vᵀ δ), and δ sᵀ for the gradient of V. On a CPU that is summed as one goes, from what is
+still in the cache. On a GPU, where V leaves it between steps, it is one product over all steps in
+the end: then steps lie side by side in memory rather than one after the other. Sequences come last,
+so that a step of narrow networks runs along memory; gates are turned into their values where they
+lie.
 
 Shapes: N members, B sequences, T steps, I inputs, H units, R rows of V, K = H + I + 1.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from tasks.networks.workspace import Workspace
+
+
+def is_gathered(V_NRK: Tensor) -> bool:
+    """Whether the gradient of V is one product over all steps."""
+    return V_NRK.device.type == "cuda"
+
+
+Kept = TypeVar("Kept")
+
+
+def of(each: Sequence[Kept], step: int) -> Kept:
+    """What belongs to a step, where there is one for each or one for all."""
+    return each[step] if len(each) > 1 else each[0]
 
 
 class Walk(ABC):
@@ -40,6 +57,7 @@ class Walk(ABC):
     ) -> None:
         self.V_NRK, self.num_units, self.num_steps = V_NRK, num_units, num_steps
         self._workspace, self._name, self._keep = workspace, name, keep
+        self._is_gathered = keep and is_gathered(V_NRK)
         self._num_members, num_rows, num_columns = V_NRK.shape
         self._num_sequences = num_sequences
         self.s_NKB = self._of_steps("s", num_columns, num_steps + 1)
@@ -52,10 +70,16 @@ class Walk(ABC):
 
     def _of_steps(self, name: str, rows: int, steps: int) -> list[Tensor]:
         """Memory (N, rows, B) for each of some steps."""
+        if self._is_gathered:
+            return list(self._side_by_side(name, rows, steps).unbind(2))
         different = steps if self._keep else 1
         shape = (different, self._num_members, rows, self._num_sequences)
         block = self._workspace.take(f"{self._name}.{name}", shape, self.V_NRK)
         return list(block.unbind(0)) if self._keep else [block[0]] * steps
+
+    def _side_by_side(self, name: str, rows: int, steps: int) -> Tensor:
+        shape = (self._num_members, rows, steps, self._num_sequences)
+        return self._workspace.take(f"{self._name}.{name}", shape, self.V_NRK)
 
     def _scratch(self, name: str, rows: int) -> Tensor:
         """Memory (N, rows, B) that layers and groups of members share."""
@@ -79,8 +103,11 @@ class Walk(ABC):
         """Copies of the state after the last step, each (N, B, H)."""
 
     @abstractmethod
-    def _begin_back(self) -> None:
-        """Sets what is carried back, beside the gradient of h, to zero."""
+    def _begin_back(self, d_arguments: Sequence[Tensor]) -> None:
+        """Sets what is carried back, beside the gradient of h, to zero.
+
+        d_arguments: what `_retreat` will write to, one for all steps or one for each.
+        """
 
     @abstractmethod
     def _retreat(self, step: int, d_h: Tensor, d_arguments: Tensor) -> Tensor | None:
@@ -102,7 +129,11 @@ class Walk(ABC):
         """Before the first call of `retreat`."""
         columns = self.V_NRK.shape[2] - 1 if wants_inputs else self.num_units
         self._back = self.V_NRK[:, :, :columns].mT
-        self._d_arguments = self._scratch("d_arguments", self.V_NRK.shape[1])
+        rows = self.V_NRK.shape[1]
+        if self._is_gathered:
+            self._d_arguments = self._of_steps("d_arguments", rows, self.num_steps)
+        else:
+            self._d_arguments = [self._scratch("d_arguments", rows)]
         shape = (self._num_members, columns, self._num_sequences)
         self._d_s = self._workspace.take(f"{self._name}.d_s", shape, self.V_NRK)
         self.d_h = self._d_s[:, : self.num_units]
@@ -110,15 +141,22 @@ class Walk(ABC):
         self.d_h.zero_()
         self.d_V = self._workspace.take(f"{self._name}.d_V", self.V_NRK.shape, self.V_NRK)
         self.d_V.zero_()
-        self._begin_back()
+        self._begin_back(self._d_arguments)
 
     def retreat(self, step: int) -> None:
         """One step back. To `d_h` has been added what comes from outside.
 
         Leaves the gradient of h before the step in `d_h`, that of x in `d_x` where it is wanted.
         """
-        direct = self._retreat(step, self.d_h, self._d_arguments)
-        torch.bmm(self._back, self._d_arguments, out=self._d_s)
+        d_arguments = of(self._d_arguments, step)
+        direct = self._retreat(step, self.d_h, d_arguments)
+        torch.bmm(self._back, d_arguments, out=self._d_s)
         if direct is not None:
             self.d_h.add_(direct)
-        self.d_V.baddbmm_(self._d_arguments, self.s_NKB[step].mT)
+        if not self._is_gathered:
+            self.d_V.baddbmm_(d_arguments, self.s_NKB[step].mT)
+        elif step == 0:
+            rows, columns = self.V_NRK.shape[1:]
+            d_all = self._side_by_side("d_arguments", rows, self.num_steps).flatten(2)
+            s_all = self._side_by_side("s", columns, self.num_steps + 1).flatten(2)
+            torch.bmm(d_all, s_all[:, :, : d_all.shape[2]].mT, out=self.d_V)

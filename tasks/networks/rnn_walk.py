@@ -36,7 +36,7 @@ class RNNWalk(Walk):
         """A copy of h after the last step, (N, B, H)."""
         return (self.h_NHB[-1].mT.clone(),)
 
-    def _begin_back(self) -> None:
+    def _begin_back(self, d_arguments: Sequence[Tensor]) -> None:
         """Nothing but h is carried."""
 
     def _retreat(self, step: int, d_h: Tensor, d_arguments: Tensor) -> None:

@@ -14,7 +14,7 @@ from pipeline import catalog, train
 from pipeline.optim import Trainer
 from pipeline.plan import Choice, Cohort, TrialSpec
 from tasks.base import seed_for
-from tasks.networks import lstm
+from tasks.networks import lstm, recurrent_walk
 from tasks.networks.dropout import DropoutRates, DropoutStreams
 
 UPDATES = 100
@@ -227,6 +227,24 @@ def test_both_ways_of_an_lstm_give_the_same_losses(settings, dtype, monkeypatch)
     for is_fused in (True, False):
         monkeypatch.setattr(lstm, "is_fused", lambda _, answer=is_fused: answer)
         found[is_fused] = losses(train.build(whole))
+    torch.testing.assert_close(found[True], found[False], rtol=0, atol=TOLERANCES[dtype])
+    assert not torch.equal(found[True], found[False])
+
+
+@pytest.mark.parametrize("dtype", sorted(TOLERANCES))
+@pytest.mark.parametrize("kind", ["lstm", "gru", "rnn"])
+@pytest.mark.parametrize("settings", [{}, {"layers": 2}])
+def test_one_product_over_all_steps_gives_the_gradient_that_is_summed(
+    kind, settings, dtype, monkeypatch
+):
+    """What a GPU does, done here."""
+    monkeypatch.setattr(lstm, "is_fused", lambda _: False)
+    whole = cohort(kind, dtype=dtype, units=7, **settings)
+    found = {}
+    for is_gathered in (True, False):
+        answer = lambda _, answer=is_gathered: answer  # noqa: E731
+        monkeypatch.setattr(recurrent_walk, "is_gathered", answer)
+        found[is_gathered] = losses(train.build(whole))
     torch.testing.assert_close(found[True], found[False], rtol=0, atol=TOLERANCES[dtype])
     assert not torch.equal(found[True], found[False])
 
