@@ -167,7 +167,10 @@ class SweepFrame:
         target = self.target
         if epoch >= self.final_epoch:
             return target
-        ahead: pd.Series = target[self.trials.loc[target.index, "last_epoch"] > epoch]
+        # By the last loss: a spectrum may have been measured after it.
+        losses = self.scalars[self.scalars["quantity"] == self.target_quantity]
+        last = losses.groupby("trial")["epoch"].max()
+        ahead: pd.Series = target[last.reindex(target.index) > epoch]
         return ahead
 
     @cached_property
@@ -180,7 +183,8 @@ class SweepFrame:
                 "trial": rows["trial"].to_pandas(),
                 "epoch": rows["epoch"].to_pandas(),
                 "seconds": rows["seconds"].to_pandas(),
-                "diagnostic": [q.split(".")[0] for q in quantity],
+                # Typed also where there is none: imported sweeps recorded no time.
+                "diagnostic": pd.Series([q.split(".")[0] for q in quantity], dtype=str),
             }
         )
         is_loss = quantity.str.startswith(("train_", "val_", "test_"))
