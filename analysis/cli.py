@@ -1,9 +1,11 @@
-"""The command `lyapsweep report`. What is heavy is imported when it runs."""
+"""The commands of analysis. What is heavy is imported when they run."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
+
+OutputFormat = Literal["table", "csv", "json"]
 
 
 def report(
@@ -35,3 +37,109 @@ def report(
         typer.echo(f"warning: the report was not attached to the sweep ({error})", err=True)
     typer.echo(verdict(frame).headline)
     typer.echo(str(page))
+
+
+def predict(
+    name: Annotated[str, typer.Argument(help="Name of the sweep.")],
+    at: Annotated[int, typer.Option("--at", min=0, help="Epoch by whose end trials were seen.")],
+    predictor: Annotated[
+        str | None,
+        typer.Option(help="Name of a predictor, or the words of a variant.", show_default="ridge"),
+    ] = None,
+    source: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            metavar="OTHER",
+            help="Fit on this sweep's trials instead, or load this folder of a saved predictor.",
+        ),
+    ] = None,
+    form: Annotated[OutputFormat, typer.Option("--format", help="How to print.")] = "table",
+    save: Annotated[
+        bool, typer.Option("--save", help="Keep the predictor with the sweep, as an MLflow model.")
+    ] = False,
+    store: Annotated[
+        str | None,
+        typer.Option(help="Where the sweep is kept: folder:PATH or an MLflow tracking URI."),
+    ] = None,
+) -> None:
+    """Foretell how trials end from what was seen by one epoch; nothing later enters.
+
+    Trials still on their way are foretold by those that ended, and those that ended by the others.
+
+    Example: lyapsweep predict demo --at 2 --format csv > foretold.csv
+    """
+    import json
+    import tempfile
+
+    from analysis import models
+    from analysis import predict as predicting
+    from analysis.frame import SweepFrame
+    from pipeline.store import open_store
+
+    kept = open_store(store)
+    frame = SweepFrame.from_store(kept, name)
+    fitted = None
+    if source is not None and (Path(source) / "MLmodel").is_file():
+        if predictor is not None:
+            raise typer.BadParameter("--predictor: the saved predictor of --from is fitted already")
+        fitted = models.load(Path(source))
+    elif source is not None:
+        other = SweepFrame.from_store(kept, source)
+        fitted = predicting.forecaster(other, at, predictor or predicting.DEFAULT)
+    outlook = predicting.predict(frame, at, predictor or predicting.DEFAULT, fitted=fitted)
+    training = sum(state == "running" for state in kept.states(name).values())
+    if form == "csv":
+        typer.echo(outlook.table.to_csv(index=False), nl=False)
+    elif form == "json":
+        typer.echo(json.dumps(predicting.as_json(outlook), indent=1))
+    else:
+        typer.echo("\n".join(predicting.lines(outlook)))
+    for note in outlook.notes if form == "csv" else ():
+        typer.echo(note, err=True)
+    if training:
+        are = "trial is" if training == 1 else "trials are"
+        typer.echo(f"{training} {are} in training; their rungs are stored as they end", err=True)
+    if save:
+        made = fitted or predicting.forecaster(frame, at, predictor or predicting.DEFAULT)
+        with tempfile.TemporaryDirectory(prefix="lyapsweep-") as folder:
+            path = Path(folder) / f"{made.name}-at-{made.epoch}-{made.digest[:8]}"
+            models.save(made, path)
+            kept.attach(name, path, f"predictors/{path.name}")
+            typer.echo(f"saved with sweep {name}: predictors/{path.name}", err=True)
+
+
+def preregister(
+    name: Annotated[str, typer.Argument(help="Name of the sweep.")],
+    plan: Annotated[
+        Path | None,
+        typer.Argument(help="YAML file with the plan.", show_default="what the report asks anyway"),
+    ] = None,
+    after_the_fact: Annotated[
+        bool,
+        typer.Option("--after-the-fact", help="Record a plan although the sweep has ended."),
+    ] = False,
+    store: Annotated[
+        str | None,
+        typer.Option(help="Where the sweep is kept: folder:PATH or an MLflow tracking URI."),
+    ] = None,
+) -> None:
+    """Fix what will be tested before the sweep ends, so that the report may call it confirmatory.
+
+    A plan is fixed once. Keep the hash that is printed somewhere else than in the store.
+
+    Example: lyapsweep preregister demo plan.yaml
+    """
+    from analysis import preregistration as pre
+    from pipeline.store import open_store
+
+    kept = open_store(store)
+    chosen = pre.default_plan(kept.sweep(name)) if plan is None else pre.read_plan(plan)
+    made, is_new = pre.register(kept, name, chosen, after_the_fact=after_the_fact)
+    if not is_new:
+        typer.echo(f"this plan was registered already, on {made.when}", err=True)
+    for one in made.plan.primary:
+        typer.echo(f"primary: {one.words}")
+    late = ", after the fact" if made.is_after else ""
+    typer.echo(f"{made.when}{late}: {made.num_ended} of {made.num_trials} trials had ended")
+    typer.echo(f"sha256 {made.sha256}")
