@@ -37,6 +37,7 @@ _BAD_USAGE = {
     "UnsuitableError",
     "MissingDataError",
     "CorruptDataError",
+    "TableError",
     "NameInUseError",
     "NoSuchSweepError",
     "BadNameError",
@@ -289,7 +290,7 @@ def list_(
         str,
         typer.Argument(
             metavar="KIND",
-            help="tasks, networks, diagnostics, samplers, data, predictors or figures.",
+            help="tasks, networks, diagnostics, samplers, pruners, data, predictors or figures.",
         ),
     ],
     name: Annotated[
@@ -310,8 +311,11 @@ def list_(
     if kind == "samplers":
         _table(("sampler", "what it is"), list(SAMPLERS.items()))
         return
+    if kind == "pruners":
+        _list_pruners(name)
+        return
     if kind not in catalog.kinds():
-        known = sorted({*catalog.kinds(), "samplers", "data"})
+        known = sorted({*catalog.kinds(), "samplers", "pruners", "data"})
         raise typer.BadParameter(f"no kind {kind!r}; there are {', '.join(known)}")
     if name is not None:
         from pipeline.planning import settings_of
@@ -320,6 +324,22 @@ def list_(
         return
     entries = catalog.entries(kind).values()
     _table((kind.removesuffix("s"), "what it is"), [(e.name, e.summary) for e in entries])
+
+
+def _list_pruners(name: str | None) -> None:
+    from pipeline import catalog, pruning
+
+    if name is None:
+        _table(("pruner", "what it is"), list(pruning.summaries().items()))
+        return
+    if name not in pruning.names():
+        known = ", ".join(pruning.names())
+        raise catalog.UnknownNameError(f"no pruner {name!r}; there are {known}")
+    if name != pruning.NONE:
+        from pipeline.planning import settings_of
+
+        rows = settings_of(pruning.pruner_type(name))
+        _table(("setting", "default", "what it may be"), rows)
 
 
 @data_app.command(name="list")

@@ -88,8 +88,8 @@ class Pruner(ABC):
     """
 
     Config: ClassVar[type[PrunerConfig]] = PrunerConfig
-    quantities: ClassVar[tuple[str, ...]] = ()
-    needs_finished: ClassVar[bool] = True
+    quantities: tuple[str, ...] = ()
+    needs_finished: bool = True
 
     def __init__(self, config: Any, *, epochs: int, seed: int) -> None:
         self.config, self.epochs, self.seed = config, epochs, seed
@@ -293,6 +293,13 @@ _OWN: dict[str, type[Pruner]] = {
 def names() -> list[str]:
     """Of all pruners, `none` first; other layers register theirs as `lyapsweep.pruners`."""
     return [NONE, *_OWN, *sorted(e.name for e in entry_points(group="lyapsweep.pruners"))]
+
+
+def summaries() -> dict[str, str]:
+    """Each by name, in one line."""
+    kinds = {name: pruner_type(name) for name in names() if name != NONE}
+    lines = {name: (kind.__doc__ or "").strip().splitlines()[0] for name, kind in kinds.items()}
+    return {NONE: "Everyone stays to the end.", **lines}
 
 
 def pruner_type(name: str) -> type[Pruner]:
