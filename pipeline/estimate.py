@@ -1,77 +1,202 @@
-"""What a sweep would cost, from timing a few updates of each shape. Nothing is kept."""
+"""What a sweep will take: the arithmetic from the paces of its cohorts to its time and memory.
 
+Cohorts go to workers in the order of planning, as the driver hands them out. The driver does one
+thing at a time: a worker whose cohort has ended waits until its trials are recorded, and an
+adaptive sampler is asked again only when all it was asked for before is recorded. Nobody is taken
+to leave early, so with a pruner, or where trials diverge, the time is an upper bound.
+"""
+
+import heapq
 import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
+import numpy as np
 import torch
 
-from pipeline.diagnostics.base import Moment
-from pipeline.plan import Cohort, shape_key
-from pipeline.train import Population, build, diagnostics_of, update
-from tasks.base import Task
+from pipeline.capture import WARMUP
+from pipeline.train import Population
 
 _UPDATES = 6
 _SECONDS = 3.0
 
 
 @dataclass(frozen=True)
-class Cost:
-    """Estimated seconds of one cohort on one worker, start-up not included."""
+class Load:
+    """What a cohort asks of a worker, in seconds."""
 
+    members: int
     training: float
-    evaluating: float
     measuring: float
-    num_parameters: int
+
+
+@dataclass(frozen=True)
+class Driving:
+    """What the driver takes, in seconds.
+
+    Attributes:
+        start: until the first trials are asked for and the workers are ready.
+        ask, begin, follow, publish: for each trial: asking the sampler, telling the store that it
+            trains, taking its rungs while it does, recording it.
+        end: after the last trial.
+    """
+
+    start: float = 0.0
+    ask: float = 0.0
+    begin: float = 0.0
+    follow: float = 0.0
+    publish: float = 0.0
+    end: float = 0.0
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Where the time of a sweep goes, in seconds by the clock.
+
+    Attributes:
+        start: start and end of the processes.
+        training: evaluation included, were nothing measured and nothing recorded.
+        measuring, recording: how much later the sweep ends because of them.
+        working: of all workers together, training and measuring.
+    """
+
+    start: float
+    training: float
+    measuring: float
+    recording: float
+    working: float
 
     @property
     def total(self) -> float:
-        """All of it."""
-        return self.training + self.evaluating + self.measuring
+        """From the command to its end."""
+        return self.start + self.training + self.measuring + self.recording
 
 
-def estimate(cohorts: Sequence[Cohort]) -> list[Cost]:
-    """A cost for each cohort. Cohorts of one shape and size are timed once.
+def forecast(
+    batches: Sequence[Sequence[Load]],
+    driving: Driving,
+    *,
+    slots: int,
+    waits: bool = False,
+    is_inline: bool = False,
+) -> Forecast:
+    """The time of a sweep.
 
-    Times a few updates, evaluation batches and one reading of each measurement on a throw-away
-    population. Raises UnsuitableError, MissingDataError.
+    Args:
+        batches: the cohorts of each batch that the sampler is asked for, in order.
+        driving: what the driver takes.
+        slots: how many cohorts train at a time.
+        waits: whether a batch is asked for only when the one before is recorded.
+        is_inline: whether the driver trains, and so does nothing meanwhile.
     """
-    timed: dict[tuple[str, int], Cost] = {}
-    for cohort in cohorts:
-        key = (shape_key(cohort.trials[0]), len(cohort.trials))
-        if key not in timed:
-            timed[key] = _time(cohort)
-    return [timed[shape_key(c.trials[0]), len(c.trials)] for c in cohorts]
-
-
-def _time(cohort: Cohort) -> Cost:
-    torch.set_num_threads(cohort.threads)
-    population = build(cohort)
-    task, epochs = population.task, cohort.trials[0].trainer.epochs
-    each = seconds_per_update(population)
-    evaluating = _seconds_of_validation(population, task)
-    measuring = 0.0
-    for diagnostic in diagnostics_of(cohort, population.network, task):
-        at = diagnostic.config.at
-        readings = epochs + 1 if at is None else len([e for e in at if e <= epochs])
-        moment = Moment(0, 0, 0, tuple(range(len(cohort.trials))))
-        started = time.perf_counter()
-        diagnostic.measure(population.network, task, moment)
-        measuring += readings * (time.perf_counter() - started)
-    return Cost(
-        training=epochs * task.num_updates * each,
-        evaluating=(epochs + 1) * evaluating,
-        measuring=measuring,
-        num_parameters=sum(p[0].numel() for p in population.network.parameters()),
+    quiet = Driving()
+    bare = [[Load(c.members, c.training, 0.0) for c in batch] for batch in batches]
+    training, measured, recorded = (
+        _end(found, costs, slots, waits, is_inline)
+        for found, costs in ((bare, quiet), (batches, quiet), (batches, driving))
     )
+    return Forecast(
+        start=driving.start + driving.end,
+        training=training,
+        measuring=measured - training,
+        recording=recorded - measured,
+        working=sum(c.training + c.measuring for batch in batches for c in batch),
+    )
+
+
+def _end(
+    batches: Sequence[Sequence[Load]], driving: Driving, slots: int, waits: bool, is_inline: bool
+) -> float:
+    """When the last trial is recorded, from the time the first are asked for."""
+    now = owed = 0.0
+    queue: list[Load] = []
+    left = list(batches)[::-1]
+    running: list[tuple[float, int, Load]] = []
+    order = itertools.count()
+    while queue or left or running:
+        submitted = []
+        while len(running) < slots:
+            if not queue:
+                if not left or (waits and running):
+                    break
+                queue = list(left.pop())
+                now += driving.ask * sum(c.members for c in queue)
+                continue
+            cohort = queue.pop(0)
+            heapq.heappush(running, (now + cohort.training + cohort.measuring, next(order), cohort))
+            submitted.append(cohort)
+        # To be done while workers train: the store is told that they do, rungs come in.
+        owed += (driving.begin + driving.follow) * sum(c.members for c in submitted)
+        if not running:
+            continue
+        end, _, cohort = heapq.heappop(running)
+        now = end + owed if is_inline else max(end, now + owed)
+        now += driving.publish * cohort.members
+        owed = 0.0
+    return now
+
+
+@dataclass(frozen=True)
+class Known:
+    """A cohort that was timed: its shape, how large its networks are, and its load."""
+
+    shape: str
+    num_parameters: int
+    load: Load
+
+
+def load_of(shape: str, num_parameters: int, members: int, known: Sequence[Known]) -> Load:
+    """Of a cohort, from those that were timed: of its shape, else by the size of its networks."""
+    own = [k for k in known if k.shape == shape]
+    if own:
+        found = {k.load.members: k.load for k in own}
+        return Load(
+            members,
+            *(
+                _line(members, {n: getattr(load, name) for n, load in found.items()})
+                for name in ("training", "measuring")
+            ),
+        )
+    alike: dict[int, list[Load]] = {}
+    for other in known:
+        by_size = load_of(other.shape, other.num_parameters, members, known)
+        alike.setdefault(other.num_parameters, []).append(by_size)
+    sizes = sorted(alike)
+    return Load(
+        members,
+        *(
+            float(
+                np.interp(
+                    num_parameters,
+                    sizes,
+                    [np.mean([getattr(load, name) for load in alike[size]]) for size in sizes],
+                )
+            )
+            for name in ("training", "measuring")
+        ),
+    )
+
+
+def _line(members: int, known: Mapping[int, float]) -> float:
+    """Seconds of a cohort by its size, from one or two sizes."""
+    if len(known) == 1:
+        [(size, seconds)] = known.items()
+        # Between two laws: all overhead, and all arithmetic. Sizes of one sweep are much alike.
+        return seconds * (1 + members / size) / 2
+    (few, low), (many, high) = sorted(known.items())
+    return max(0.0, low + (members - few) * (high - low) / (many - few))
+
+
+def memory_of(driver: int, workers: Sequence[int], libraries: int) -> int:
+    """Bytes of all processes: their own, and once what they share."""
+    return driver + sum(workers) + libraries
 
 
 def seconds_per_update(
     population: Population, *, updates: int = _UPDATES, seconds: float = _SECONDS
 ) -> float:
-    """Median over a few updates, the first (which warms caches) left out.
+    """Median over a few updates, those that warm up (caches, a recording on a GPU) left out.
 
     At most `updates`, and no further one after `seconds`, but two. Trains the population.
     """
@@ -79,28 +204,17 @@ def seconds_per_update(
     population.network.train()
     population.optimiser.start_epoch(1)
     times: list[float] = []
-    state: Any = None
+    population.steps.forget()
     began = time.perf_counter()
-    for batch in itertools.islice(population.task.training_batches(1), updates):
+    warm = WARMUP + 2 if is_cuda else 1
+    for batch in itertools.islice(population.task.training_batches(1), updates + warm - 1):
         started = time.perf_counter()
-        _, state = update(population, batch, None if batch.is_start else state)
+        population.steps(population, batch)
         if is_cuda:
             torch.cuda.synchronize(population.cohort.device)
         times.append(time.perf_counter() - started)
-        if time.perf_counter() - began > seconds and len(times) > 1:
+        if time.perf_counter() - began > seconds and len(times) > warm:
             break
     population.network.eval()
-    kept = sorted(times[1:] or times)
+    kept = sorted(times[warm:] or times)
     return kept[len(kept) // 2]
-
-
-@torch.no_grad()
-def _seconds_of_validation(population: Population, task: Task) -> float:
-    """The whole validation split by the time of its first batches."""
-    batches = list(task.batches("validation"))
-    timed = batches[: max(1, min(4, len(batches)))]
-    started = time.perf_counter()
-    for batch in timed:
-        outputs_N, _ = population.network(batch.inputs)
-        task.per_example(outputs_N, batch.targets)
-    return (time.perf_counter() - started) * len(batches) / len(timed)

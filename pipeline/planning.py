@@ -3,28 +3,35 @@
 import dataclasses
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
+import torch
+
 from pipeline.asking import rehearsed
 from pipeline.config import SweepConfig, cores
-from pipeline.estimate import estimate
-from pipeline.plan import Cohort, plan
+from pipeline.estimate import Forecast, Known, Load, forecast, load_of, memory_of
+from pipeline.plan import Cohort, plan, shape_key
 from pipeline.progress import duration
+from pipeline.rehearsal import Rehearsal, rehearse
 from pipeline.sizing import settled
 from pipeline.sweep import preflight
-from tasks.base import Bounds
+from pipeline.train import build, load_task
+from tasks.base import Bounds, Task
+
+# Cohorts practised, and seconds for all of them.
+_MOST_PRACTISED, _SECONDS = 6, 5.0
 
 
-def cohorts_of(config: SweepConfig) -> list[Cohort]:
+def batches_of(config: SweepConfig) -> list[list[Cohort]]:
     """The cohorts the driver would make, batch by batch.
 
     For adaptive samplers, which learn meanwhile, the values are those of trials asked without
     results; shapes may then differ from the real ones.
     """
     batches = rehearsed(config, config.batch_size)
-    return [cohort for specs in batches for cohort in plan(specs, config.limits)]
+    return [plan(specs, config.limits) for specs in batches]
 
 
 def settings_of(plugin: type[Any]) -> list[tuple[str, str, str]]:
@@ -62,8 +69,9 @@ def _admissible(hint: Any) -> str:
 def describe(config: SweepConfig, *, calibrate: bool = True) -> Iterator[str]:
     """Lines for a person. Raises what `pipeline.sweep.preflight` raises."""
     preflight(config)
-    is_measured, config = not config.is_settled, settled(config)
-    cohorts = cohorts_of(config)
+    asked, is_measured, config = config, not config.is_settled, settled(config)
+    batches = batches_of(config)
+    cohorts = [cohort for batch in batches for cohort in batch]
     tree, execution = config.tree, config.execution
     steered = "steered by results" if config.sampler.is_adaptive else "not steered by results"
     yield f"task      {tree['task']['name']}"
@@ -99,16 +107,130 @@ def describe(config: SweepConfig, *, calibrate: bool = True) -> Iterator[str]:
         )
     if not calibrate:
         return
-    costs = estimate(cohorts)
-    total = sum(c.total for c in costs)
-    # Cohorts are indivisible: no schedule is shorter than the longest, or than an even share.
-    wall = max(total / slots, max(c.total for c in costs))
-    measuring = sum(c.measuring for c in costs) / max(1e-9, sum(c.training for c in costs))
-    parameters = sorted({c.num_parameters for c in costs})
-    shown = (
-        f"{parameters[0]:,}"
-        if len(parameters) == 1
-        else (f"{parameters[0]:,} to {parameters[-1]:,}")
+    yield from _calibrated(asked, config, batches)
+
+
+def _calibrated(
+    asked: SweepConfig, config: SweepConfig, batches: Sequence[Sequence[Cohort]]
+) -> Iterator[str]:
+    """What a rehearsal says of time and memory."""
+    execution = config.execution
+    cohorts = [cohort for batch in batches for cohort in batch]
+    kind = torch.device(execution.device).type
+    if kind == "cuda" and not torch.cuda.is_available():
+        yield f"time      unknown: trials train on {execution.device}, and this machine has none"
+        return
+    slots = execution.num_workers
+    at_once = min(slots, max(map(len, batches)) if config.sampler.is_adaptive else len(cohorts))
+    chosen = to_practise(cohorts)
+    found = rehearse(asked, config, chosen, num_workers=at_once, seconds=_SECONDS)
+    known = [
+        Known(shape_key(cohort.trials[0]), pace.num_parameters, load)
+        for cohort, pace in zip(chosen, found.paces, strict=True)
+        for load in [Load(pace.members, pace.training, pace.measuring)]
+    ]
+    sizes = _parameters(cohorts, known)
+    loads = [
+        [
+            load_of(shape_key(c.trials[0]), sizes[shape_key(c.trials[0])], len(c.trials), known)
+            for c in batch
+        ]
+        for batch in batches
+    ]
+    is_inline = execution.executor == "inline"
+    times = forecast(
+        loads,
+        found.driving,
+        slots=slots,
+        waits=config.sampler.is_adaptive,
+        is_inline=is_inline,
     )
+    training = sum(load.training for batch in loads for load in batch)
+    parameters = sorted(set(sizes.values()))
+    shown = " to ".join(f"{p:,}" for p in sorted({parameters[0], parameters[-1]}))
     yield f"weights   {shown} a network"
-    yield f"cost      about {duration(wall)} here, measuring {measuring:.1%} of training time"
+    yield (
+        f"cost      about {duration(times.working)} of worker time here, measuring "
+        f"{(times.working - training) / max(1e-9, training):.1%} of training time"
+    )
+    yield _time_line(times, is_bound=config.judge is not None, on_ray=execution.executor == "ray")
+    yield _memory_line(found, slots=slots, busy=at_once, is_inline=is_inline)
+    if found.busy.device:
+        yield f"GPU       about {size(found.busy.device)} a worker"
+
+
+def to_practise(cohorts: Sequence[Cohort]) -> list[Cohort]:
+    """The cohorts from whose paces those of all others are told.
+
+    Where shapes are few, each in its smallest and its largest size; else each in its largest; else
+    some of them, from the smallest networks to the largest.
+    """
+    shapes: dict[str, dict[int, Cohort]] = {}
+    for cohort in cohorts:
+        shapes.setdefault(shape_key(cohort.trials[0]), {}).setdefault(len(cohort.trials), cohort)
+    if 2 * len(shapes) <= _MOST_PRACTISED:
+        return [sizes[n] for sizes in shapes.values() for n in sorted({min(sizes), max(sizes)})]
+    largest = [sizes[max(sizes)] for sizes in shapes.values()]
+    if len(largest) <= _MOST_PRACTISED:
+        return largest
+    task = load_task(largest[0])
+    largest.sort(key=lambda cohort: len(cohort.trials) * _num_parameters(cohort, task))
+    last = len(largest) - 1
+    steps = _MOST_PRACTISED - 1
+    return [largest[round(i * last / steps)] for i in range(_MOST_PRACTISED)]
+
+
+def _parameters(cohorts: Sequence[Cohort], known: Sequence[Known]) -> dict[str, int]:
+    """Of a network of each shape."""
+    sizes = {k.shape: k.num_parameters for k in known}
+    task: Task | None = None
+    for cohort in cohorts:
+        key = shape_key(cohort.trials[0])
+        if key not in sizes:
+            task = task or load_task(cohort)
+            sizes[key] = _num_parameters(cohort, task)
+    return sizes
+
+
+def _num_parameters(cohort: Cohort, task: Task) -> int:
+    alone = dataclasses.replace(cohort, trials=cohort.trials[:1], device="cpu")
+    same = task if torch.device(cohort.device).type == "cpu" else None
+    return sum(p[0].numel() for p in build(alone, same).network.parameters())
+
+
+def _time_line(times: Forecast, *, is_bound: bool, on_ray: bool) -> str:
+    word = "at most about" if is_bound else "about"
+    parts = [
+        f"{name} {duration(seconds)}"
+        for name, seconds in (
+            ("start", times.start),
+            ("training", times.training),
+            ("measuring", times.measuring),
+            ("recording", times.recording),
+        )
+    ]
+    more = "; Ray's own start not included" if on_ray else ""
+    return f"time      {word} {duration(times.total)} here ({', '.join(parts)}{more})"
+
+
+def _memory_line(found: Rehearsal, *, slots: int, busy: int, is_inline: bool) -> str:
+    libraries = max(found.driver.libraries, found.busy.libraries)
+    if is_inline:
+        driver = found.driver.own + found.busy.own - found.idle.own
+        total = memory_of(driver, [], libraries)
+        return f"memory    about {size(total)}: driver {size(driver)}, libraries {size(libraries)}"
+    workers = [found.busy.own] * busy + [found.idle.own] * (slots - busy)
+    total = memory_of(found.driver.own, workers, libraries)
+    each = " each" if slots > 1 else ""
+    return (
+        f"memory    about {size(total)}: driver {size(found.driver.own)}, {slots} "
+        f"worker{'s' if slots > 1 else ''} of {size(found.busy.own)}{each}, libraries they share "
+        f"{size(libraries)}"
+    )
+
+
+def size(num_bytes: int) -> str:
+    """`350 MB`, `1.4 GB`."""
+    if num_bytes < 1e9:
+        return f"{num_bytes / 1e6:.0f} MB"
+    return f"{num_bytes / 1e9:.1f} GB"

@@ -38,7 +38,7 @@ _BOOT = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[2]); "
     "from pipeline.executors.process import work; work(int(sys.argv[1]), sys.argv[3])"
 )
-_THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 @dataclass
@@ -148,7 +148,7 @@ class ProcessExecutor(Crew[_Hand]):
     def _new_hand(self) -> _Hand:
         ours, theirs = socket.socketpair()
         path = [entry for entry in sys.path if entry]
-        environment = dict(os.environ) | dict.fromkeys(_THREAD_VARIABLES, str(self._threads))
+        environment = dict(os.environ) | dict.fromkeys(THREAD_VARIABLES, str(self._threads))
         if self._gpus:
             gpu = self._gpus[self._num_started % len(self._gpus)]
             environment["CUDA_VISIBLE_DEVICES"] = gpu

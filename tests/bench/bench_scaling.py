@@ -28,7 +28,7 @@ from pipeline.plan import Choice, Cohort, TrialSpec
 from pipeline.train import build, load_task
 from tasks.base import seed_for
 
-SLOW = True
+IS_LONG = True
 ROUNDS = int(os.environ.get("LYAPSWEEP_BENCH_ROUNDS", "3"))
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 WORKER_SIZES = (1, 8, 64)

@@ -30,7 +30,7 @@ PEERS = FOLDER / "peers"
 RESULT = FOLDER / "results" / "sweep-cpu.md"
 ROUNDS = int(os.environ.get("LYAPSWEEP_BENCH_ROUNDS", "3"))
 TRIALS = int(os.environ.get("LYAPSWEEP_BENCH_TRIALS", "64"))
-SLOW = True
+IS_LONG = True
 SLOTS = 2
 TIMEOUT = 3600
 

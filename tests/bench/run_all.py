@@ -1,7 +1,6 @@
 """Runs every `bench_*.py` beside this file, or those named, and prints one table.
 
 A bench defines `cases() -> Iterator[tuple[str, float, str]]`: what was measured, how much, unit.
-One with `SLOW = True`, which takes many minutes, runs only when named.
 What is compared is measured side by side in one run, so that the ratio holds on a busy machine.
 One that says `IS_LONG = True` takes many minutes and runs only where it is named.
 
@@ -36,11 +35,7 @@ def main():
 
 
 def _is_long(path):
-    return "\nIS_LONG = True\n" in path.read_text()
-
-
-def is_slow(path):
-    return "\nSLOW = True\n" in path.read_text(encoding="utf-8")
+    return "\nIS_LONG = True\n" in path.read_text(encoding="utf-8")
 
 
 if __name__ == "__main__":
