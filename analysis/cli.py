@@ -23,13 +23,21 @@ def report(
 
     Example: lyapsweep report demo --out reports/demo
     """
+    import dataclasses
+
     from analysis.frame import SweepFrame
+    from analysis.preregistration import PreregistrationError, preregistration_of
     from analysis.report import write_report
     from analysis.verdict import verdict
     from pipeline.store import StoreError, open_store
 
     kept = open_store(store)
     frame = SweepFrame.from_store(kept, name)
+    try:
+        registration: object = preregistration_of(kept, name)
+    except PreregistrationError as error:
+        registration = error
+    frame = dataclasses.replace(frame, registration=registration)
     page = write_report(frame, out if out is not None else Path("reports") / name)
     try:
         kept.attach(name, page.parent, "report")

@@ -39,12 +39,14 @@ class SweepFrame:
         table: the rows of all trials, `records.SCHEMA`.
         target_quantity: the quantity whose last value in a complete trial is the target;
             smaller is better.
+        registration: what `preregistration.preregistration_of` found, or the error it raised.
     """
 
     info: SweepInfo
     headers: tuple[TrialHeader, ...]
     table: pa.Table
     target_quantity: str = TARGET
+    registration: Any = None
 
     @classmethod
     def from_store(cls, store: Store, name: str) -> "SweepFrame":

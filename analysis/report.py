@@ -32,6 +32,8 @@ ORDER = (
     "evolution",
     "correlations",
     "predictors",
+    "planned",
+    "budget",
     "trials",
     "failures",
     "reproduce",

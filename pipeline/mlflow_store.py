@@ -29,6 +29,7 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
 
 import logging
 
+import mlflow
 import requests
 import sqlalchemy.exc
 from mlflow.entities import Metric, Param, RunStatus, RunTag, ViewType
@@ -42,6 +43,7 @@ from pipeline.mlflow_place import (
     check_writable,
     create_database,
     hide_password,
+    pristine_database,
     sqlite_path,
 )
 from pipeline.records import RecordError, TrialRecord
@@ -127,7 +129,7 @@ class MlflowStore:
                 raise StoreError(f"{database.parent}: no such folder, for the store {self.uri}")
             check_writable(database)
             if not database.exists():
-                create_database(database, _touch)
+                create_database(database, _touch, pristine_database(mlflow.__version__))
         self._connect().search_experiments(max_results=1)
 
     @_guarded

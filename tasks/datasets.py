@@ -267,6 +267,11 @@ def data_folder() -> Path:
     """Where fetched data lies: $LYAPSWEEP_DATA if set, else `lyapsweep` in the user's cache."""
     if chosen := os.environ.get(FOLDER_VARIABLE):
         return Path(chosen).expanduser().absolute()
+    return cache_folder()
+
+
+def cache_folder() -> Path:
+    """`lyapsweep` in the user's cache: what is there can be had again."""
     if sys.platform == "win32":
         cache = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
     elif sys.platform == "darwin":
