@@ -10,8 +10,8 @@ from analysis.frame import AnalysisError, SweepFrame
 from analysis.replay import saved_at_regret
 from analysis.sections.base import Section, TableView, table_view
 
-ORDERS = 6
-TRIALS = 120
+ORDERS = 4
+TRIALS = 100
 """Orders of the trials, and the most of them, that are replayed: seconds of a report. The command
 `replay` takes as many as are asked for."""
 

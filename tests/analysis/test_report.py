@@ -1,5 +1,7 @@
+import dataclasses
 import json
 import re
+from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any, get_args
@@ -7,10 +9,11 @@ from typing import Any, get_args
 import pandas as pd
 import pytest
 
+from analysis import preregistration as pre
 from analysis import report as rp
 from analysis.figures.base import Section as FigureSection
 from analysis.frame import AnalysisError, SweepFrame
-from analysis.sections import run
+from analysis.sections import budget, planned, run
 from analysis.verdict import verdict
 from pipeline.records import TrialRecord
 from tests.analysis import synthetic
@@ -42,6 +45,15 @@ class Page(HTMLParser):
 
     def handle_endtag(self, tag: str) -> None:
         assert self._open.pop() == tag
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _few_orders() -> Iterator[None]:
+    """Reports here are about other things than replayed pruners, which take seconds each."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(budget, "ORDERS", 2)
+        patch.setattr(budget, "TRIALS", 15)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -200,3 +212,29 @@ def test_skipped_measurements_are_listed() -> None:
     whole = run.measurements(frame_of(synthetic.sweep("null", 4)))
     assert whole is not None
     assert whole.note == ""
+
+
+def test_a_plan_and_what_came_of_it_are_shown(frames: dict[str, SweepFrame]) -> None:
+    frame = frames["planted"]
+    plan = dataclasses.replace(pre.default_plan(frame.info), trials=50)
+    info = frame.info
+    made = pre.Registration(
+        plan, plan.sha256, 1_700_000_000_000, 0, 60, info.sweep_id, info.config_hash, False
+    )
+    shown = planned.SECTION.content(dataclasses.replace(frame, registration=made))
+    assert shown["found"].is_confirmatory
+    outcomes = {row[-1] for row in shown["planned"].rows}
+    assert "holds" in outcomes
+    assert all(row[2] == "confirmatory" for row in shown["planned"].rows)
+    # Without one, it says so and shows no table.
+    plain = planned.SECTION.content(frame)
+    assert plain["planned"] is None
+    assert "exploratory" in plain["found"].sentences[0]
+
+
+def test_what_pruning_would_save_is_of_this_sweep(frames: dict[str, SweepFrame]) -> None:
+    shown = budget.SECTION.content(frames["planted"])
+    assert not shown["problem"]
+    assert {row[0] for row in shown["saved"].rows} >= {"median", "hyperband"}
+    pruned = SweepFrame.from_records(synthetic.info(), synthetic.sweep("planted", 6))
+    assert "trials" in budget.SECTION.content(pruned)["problem"]

@@ -6,8 +6,9 @@ Every program runs as a process of its own in an empty folder, start and end inc
 same two slots of one thread each, the same number of trials, ranges, sizes, updates, batches and
 reports; programs take turns in each round, and medians over the rounds are shown. Where what
 is compared differs, the table says so. Settings, by environment variable: LYAPSWEEP_BENCH_ROUNDS
-(3), LYAPSWEEP_BENCH_TRIALS (64), LYAPSWEEP_BENCH_PROGRAMS (comma-separated; all). The result goes
-to results/sweep-cpu.md, unless only some problems or programs were asked for.
+(3), LYAPSWEEP_BENCH_TRIALS (64), LYAPSWEEP_BENCH_PROGRAMS (comma-separated; all). The tables go
+to results/sweep-cpu.md in place of former ones of the same problems, unless only some programs
+were asked for.
 """
 
 import json
@@ -72,7 +73,8 @@ loss of training as validation loss; ours evaluates a validation text of one win
 epoch of five updates, about a tenth of the work more, and repeats one text where the peers draw
 windows from it. The peers' letters go through an embedding of 16, ours straight into the gates.
 Ours keeps a Parquet file of every trial, waits for the disk, and can be killed at any time; the
-pool and the Tune program without a logger keep nothing."""
+pool and the Tune program without a logger keep nothing. Each run begins with an empty store, for
+which ours takes MLflow's empty tables from the user's cache, where its first run left them."""
 
 
 @dataclass(frozen=True)
@@ -247,9 +249,15 @@ def ratio(timings: dict[str, Timing], name: str) -> float:
     return statistics.median(theirs / ours for theirs, ours in pairs)
 
 
-def table(problem: str, timings: dict[str, Timing]) -> Iterator[str]:
-    """Markdown."""
+def table(problem: str, timings: dict[str, Timing], load: str) -> Iterator[str]:
+    """Markdown, under a heading of its own."""
     yield f"## {PROBLEMS[problem]}"
+    yield ""
+    yield (
+        f"`LYAPSWEEP_BENCH_ROUNDS={ROUNDS} LYAPSWEEP_BENCH_TRIALS={TRIALS} make bench-sweep "
+        f'ARGS="{problem}"`, {time.strftime("%Y-%m-%d")}, load of the last 1, 5 and 15 minutes '
+        f"before it {load}:"
+    )
     yield ""
     yield "| program | seconds | trials a minute | × Tune | lowest validation loss |"
     yield "| --- | ---: | ---: | ---: | ---: |"
@@ -281,21 +289,16 @@ def whereabouts(problem: str) -> Iterator[str]:
     yield ""
 
 
-def heading(words: Sequence[str]) -> Iterator[str]:
-    """What was run, when and on what."""
+def heading() -> Iterator[str]:
+    """What was run, and on what."""
     packages = ("torch", "ray", "optuna", "mlflow")
     versions = ", ".join(f"{p} {version(p)}" for p in packages)
     yield "# Sweeps of small networks beside what a user would run instead, on a CPU"
     yield ""
-    settings = f"LYAPSWEEP_BENCH_ROUNDS={ROUNDS} LYAPSWEEP_BENCH_TRIALS={TRIALS}"
-    yield f"    {settings} make bench-sweep" + (f' ARGS="{" ".join(words)}"' if words else "")
-    yield ""
-    load = " ".join(f"{one:.1f}" for one in os.getloadavg())
     yield (
-        f"{time.strftime('%Y-%m-%d')}, {versions}, Python {platform.python_version()}, "
-        f"{os.cpu_count()} cores of {_processor()}; load of the last 1, 5 and 15 minutes {load}. "
-        f"{TRIALS} trials in {SLOTS} slots; seconds from start to end of the process, start-up "
-        f"included, medians of {ROUNDS} rounds in which the programs took turns (smallest and "
+        f"{versions}, Python {platform.python_version()}, {os.cpu_count()} cores of "
+        f"{_processor()}. Trials run in {SLOTS} slots; seconds from start to end of the process, "
+        "start-up included, medians of the rounds, in which the programs took turns (smallest and "
         "largest in brackets); ratios were taken within each round."
     )
     yield ""
@@ -329,16 +332,25 @@ def main() -> int:
         return 2
     named = os.environ.get("LYAPSWEEP_BENCH_PROGRAMS", "")
     chosen = [word for word in named.split(",") if word]
-    lines = list(heading(words))
     for problem in words or PROBLEMS:
+        load = " ".join(f"{one:.1f}" for one in os.getloadavg())
         timings = compare(problem, chosen)
-        lines += [*table(problem, timings), *whereabouts(problem)]
-    text = "\n".join(lines).rstrip() + "\n"
-    print(text)
-    if not words and not chosen:
-        RESULT.write_text(text, encoding="utf-8")
-        print(f"written to {RESULT}")
+        text = "\n".join([*table(problem, timings, load), *whereabouts(problem)])
+        print(text)
+        if not chosen:
+            keep(problem, text)
+            print(f"written to {RESULT}")
     return 0
+
+
+def keep(problem: str, text: str) -> None:
+    """Puts one problem's tables in their place among those of the others."""
+    former = RESULT.read_text(encoding="utf-8") if RESULT.exists() else ""
+    sections = {part.partition("\n")[0]: part for part in former.split("\n## ")[1:]}
+    sections[PROBLEMS[problem]] = text.removeprefix("## ")
+    ordered = [sections[title] for title in PROBLEMS.values() if title in sections]
+    whole = "\n## ".join(["\n".join(heading()), *(part.rstrip() + "\n" for part in ordered)])
+    RESULT.write_text(whole, encoding="utf-8")
 
 
 if __name__ == "__main__":
