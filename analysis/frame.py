@@ -73,6 +73,11 @@ class SweepFrame:
         _check_rows(info.name, table)
         return cls(info, tuple(record.header for record in found), table.combine_chunks())
 
+    @property
+    def imported_from(self) -> str:
+        """Where others published what was not measured here; "" for a sweep of ours."""
+        return str(self.info.config.get("imported", {}).get("source", ""))
+
     @cached_property
     def scalars(self) -> pd.DataFrame:
         """`records.scalars` of all trials."""

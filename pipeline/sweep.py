@@ -148,6 +148,12 @@ def stored_config(info: SweepInfo) -> SweepConfig:
             f"sha256 begins {info.config_hash[:12]}, but now it begins {found[:12]}: somebody "
             "changed them. Put them back, or start another sweep with the new ones"
         )
+    if "imported" in info.config:
+        raise SweepError(
+            f"sweep {info.name!r}: only a sweep that was trained here can be trained on, but its "
+            f"spectra were imported from {info.config['imported']['source']}; report, predict and "
+            "replay read it, and an import that broke off goes on by the same import-spectra"
+        )
     return check(info.config, source=f"sweep {info.name!r}")
 
 

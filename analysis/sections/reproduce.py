@@ -43,6 +43,7 @@ def _plain(tree: Any) -> Any:
 def _content(frame: SweepFrame) -> dict[str, Any]:
     return {
         "name": frame.info.name,
+        "is_imported": bool(frame.imported_from),
         "example_trial": int(frame.trials.index[0]),
         "versions": _versions(frame),
         "config": settings(frame),
@@ -50,11 +51,18 @@ def _content(frame: SweepFrame) -> dict[str, Any]:
 
 
 _BODY = """\
+{% if is_imported %}
+<p>The spectra were measured by others. What of their tables was read how, and the hashes of the files, are
+in <a href="config.yaml">config.yaml</a>. The first command reads them again, the second writes this page.</p>
+<pre><code>lyapsweep import-spectra --spectra SPECTRA.parquet --losses LOSSES.parquet --name {{ name }}-again
+lyapsweep report {{ name }}</code></pre>
+{% else %}
 <p>The resolved settings lie beside this page as <a href="config.yaml">config.yaml</a>. The first command runs
 the sweep again, the second reruns one trial and compares it with its records, the third writes this page.</p>
 <pre><code>lyapsweep sweep config.yaml --name {{ name }}-again
 lyapsweep trial {{ name }} {{ example_trial }}
 lyapsweep report {{ name }}</code></pre>
+{% endif %}
 <div class="wide">{{ table(versions) }}</div>
 <details><summary>Settings</summary>
 <pre><code>{{ config }}</code></pre>

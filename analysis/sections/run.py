@@ -23,7 +23,9 @@ def _facts(frame: SweepFrame) -> list[tuple[str, str]]:
     seconds = frame.seconds.groupby("activity")["seconds"].sum()
     training, measuring = seconds.get("training", 0.0), seconds.get("measuring", 0.0)
     score, higher = frame.score
+    has_score = bool((frame.scalars["quantity"] == "val_score").any())
     return [
+        *([("Measured by others", frame.imported_from)] if frame.imported_from else []),
         ("Task", _named(config.get("task"))),
         ("Network", _named(config.get("network"))),
         ("Sampler", _named(config.get("sampler"))),
@@ -35,8 +37,12 @@ def _facts(frame: SweepFrame) -> list[tuple[str, str]]:
         ),
         ("Epochs", str(frame.final_epoch)),
         ("Measured at epochs", ", ".join(map(str, frame.measured_epochs)) or "none"),
-        ("Target", f"{frame.target_quantity} at the final epoch, smaller is better"),
-        ("Score", f"{score}, {'higher' if higher else 'lower'} is better"),
+        ("Target", f"{frame.target_quantity} when training ends, smaller is better"),
+        *(
+            [("Score", f"{score}, {'higher' if higher else 'lower'} is better")]
+            if has_score
+            else []
+        ),
         ("Training time", words.duration(training) if training else "–"),
         (
             "Time spent measuring",
@@ -46,7 +52,7 @@ def _facts(frame: SweepFrame) -> list[tuple[str, str]]:
         ),
         ("State of the sweep", frame.info.state),
         (
-            "Started",
+            "Imported" if frame.imported_from else "Started",
             datetime.fromtimestamp(frame.info.created_ms / 1000, UTC).strftime(
                 "%Y-%m-%d %H:%M UTC"
             ),

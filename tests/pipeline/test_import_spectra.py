@@ -22,6 +22,7 @@ from typer.testing import CliRunner
 from analysis import evidence
 from analysis import features as ft
 from analysis.frame import SweepFrame
+from analysis.sections import reproduce, run
 from pipeline import cli, records
 from pipeline.config import ConfigError
 from pipeline.external import mapping as mappings
@@ -32,6 +33,7 @@ from pipeline.external.tables import TableError, read
 from pipeline.folder_store import FolderStore
 from pipeline.home import Home, LockedError
 from pipeline.store import NameInUseError, Store, open_store
+from pipeline.sweep import SweepError, stored_config
 
 MAPPING = """\
 source: made up
@@ -616,6 +618,20 @@ def test_analysis_reads_a_sweep_without_times(case: Case, monkeypatch: pytest.Mo
     assert table["gain"].notna().all()
     assert table["cost_epochs"].isna().all()
     assert (table["against_problem"] == "no time was recorded").all()
+
+
+def test_nothing_can_be_trained_on_what_others_measured(case: Case) -> None:
+    info = case.run().info
+    with pytest.raises(SweepError, match="imported from made up; report, predict and replay"):
+        stored_config(info)
+
+
+def test_the_report_says_that_others_measured(case: Case) -> None:
+    frame = case.run()
+    facts = dict(run.SECTION.content(frame)["facts"])
+    assert facts["Measured by others"] == "made up"
+    assert "Imported" in facts
+    assert reproduce.SECTION.content(frame)["is_imported"]
 
 
 def many(num_networks: int) -> tuple[pd.DataFrame, pd.DataFrame]:
