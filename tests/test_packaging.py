@@ -131,10 +131,13 @@ def test_every_entry_point_leads_somewhere():
         package, base = entry.value.split(":")
         tree = ast.parse((ROOT / package.replace(".", "/") / "base.py").read_text("utf-8"))
         assert base in {node.name for node in tree.body if isinstance(node, ast.ClassDef)}
+    for entry in ours.select(group="lyapsweep.pruners"):
+        assert issubclass(entry.load(), Pruner)
     assert {entry.group for entry in ours} == {
         "console_scripts",
         "lyapsweep.commands",
         "lyapsweep.kinds",
+        "lyapsweep.pruners",
     }
 
 
@@ -167,6 +170,8 @@ def test_the_installed_command_runs_from_an_empty_folder_and_finds_the_confs(ins
     code = """
 import sys
 from pipeline import catalog, cli, config
+
+from pipeline.pruning import Pruner
 print(cli.__file__)
 print(config.find("demo"))
 print(*catalog.entries("networks"))
