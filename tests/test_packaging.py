@@ -18,6 +18,8 @@ from hatchling.builders.wheel import WheelBuilder
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from pipeline.pruning import Pruner
+
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("tasks", "pipeline", "analysis")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
@@ -170,8 +172,6 @@ def test_the_installed_command_runs_from_an_empty_folder_and_finds_the_confs(ins
     code = """
 import sys
 from pipeline import catalog, cli, config
-
-from pipeline.pruning import Pruner
 print(cli.__file__)
 print(config.find("demo"))
 print(*catalog.entries("networks"))
