@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 from pipeline.dynamics import blas
+from pipeline.dynamics.hands import Hands
 from pipeline.dynamics.orthonormal import (
     LU_FROM,
     Eliminated,
@@ -212,8 +213,12 @@ def carry(
         >>> [round(x / math.log(2), 6) for x in (growth.logs_NBKM.sum(-1) / 40)[0, 0].tolist()]
         [1.0, -1.0]
     """
-    with blas.threads(torch.get_num_threads()):
-        return _carry(orbit, frame, warmup, steps, t_on, observe, rectangular, method, enough)
+    # Threads share out the sequences: two that work on one matrix would wait for one another, and
+    # torch's for those of the BLAS.
+    with blas.threads(1), Hands(torch.get_num_threads()) as hands:
+        return _carry(
+            orbit, frame, warmup, steps, t_on, observe, rectangular, method, enough, hands
+        )
 
 
 def _carry(
@@ -226,11 +231,12 @@ def _carry(
     rectangular: bool,
     method: Method | Literal["auto"],
     enough: Callable[[Growth], bool] | None,
+    hands: Hands,
 ) -> Growth:
     N, B, K = orbit.num_members, orbit.num_sequences, frame.shape[-1]
     if method == "auto":
         method = pick(K, frame.shape[-2], orbit.dtype, orbit.device)
-    frames = _Frames(frame.expand(N, B, -1, -1), method, rectangular)
+    frames = _Frames(frame.expand(N, B, -1, -1), method, rectangular, hands)
     deepest_NK = torch.full((N, K), math.inf, dtype=torch.float64, device=orbit.device)
     num_zeros_NK = torch.zeros((N, K), dtype=torch.int64, device=orbit.device)
     zeros_NBK = torch.zeros((N, B, K), dtype=torch.float64, device=orbit.device)
@@ -284,11 +290,13 @@ def _carry(
 class _Frames:
     """The frames of all members and sequences, as one tensor or one by one."""
 
-    def __init__(self, Q_NBDK: Tensor, method: Method, rectangular: bool) -> None:
+    def __init__(self, Q_NBDK: Tensor, method: Method, rectangular: bool, hands: Hands) -> None:
         self._whole_NBDK = Q_NBDK
-        self._method, self._rectangular = method, rectangular
+        self._method, self._rectangular, self._hands = method, rectangular, hands
         self._apart: list[list[Stairs]] = []
-        self._spare_KD: Tensor | None = None
+        # One for each share of the frames that some thread carries.
+        self._spares_KD: list[Tensor] = []
+        self._shares: list[list[tuple[int, int]]] = []
 
     def carry(self, step: int, J: Map, due: list[int]) -> tuple[Tensor, Tensor] | None:
         """Through one map, with a factorisation of the members that are due.
@@ -301,7 +309,7 @@ class _Frames:
         Q = self.whole()
         V = J(Q)
         _check_shape(V, Q, step, self._rectangular)
-        self._apart, self._spare_KD = [], None
+        self._apart, self._spares_KD = [], []
         self._whole_NBDK = V
         if not due:
             return None
@@ -322,16 +330,21 @@ class _Frames:
                 [Stairs(Q.mT.clone(memory_format=torch.contiguous_format)) for Q in Q_BDK]
                 for Q_BDK in self._whole_NBDK
             ]
-            self._spare_KD = torch.empty_like(self._apart[0][0].Q_KD)
-        found: list[Eliminated] = []
-        for n, frames in enumerate(self._apart):
-            for b, frame in enumerate(frames):
-                V_KD = self._spare_KD
-                assert V_KD is not None
-                frames[b], eliminated = _moved(J, n, b, frame, V_KD, n in due)
+            N, B = len(self._apart), len(self._apart[0])
+            self._shares = self._hands.shares([(n, b) for n in range(N) for b in range(B)])
+            self._spares_KD = [torch.empty_like(self._apart[0][0].Q_KD) for _ in self._shares]
+
+        def carried(share: int) -> list[Eliminated]:
+            found = []
+            for n, b in self._shares[share]:
+                frame, V_KD = self._apart[n][b], self._spares_KD[share]
+                self._apart[n][b], eliminated = _moved(J, n, b, frame, V_KD, n in due)
                 if eliminated is not None:
                     found.append(eliminated)
-                self._spare_KD = frame.Q_KD
+                self._spares_KD[share] = frame.Q_KD
+            return found
+
+        found = [f for part in self._hands.each(carried, len(self._shares)) for f in part]
         if not due:
             return None
         logs, depth = (torch.stack([f[i] for f in found]) for i in (0, 1))
@@ -353,12 +366,17 @@ class _Frames:
         """log R_ii (N, B, K) of the frames themselves."""
         if not self._apart:
             return log_gauge(self._whole_NBDK)
-        gauges = []
-        for frames in self._apart:
-            for frame in frames:
-                assert self._spare_KD is not None
-                ends = frame.write(self._spare_KD)
-                gauges.append(log_gauge(self._spare_KD.mT[None, None], ends[None, None]))
+
+        def gauges_of(share: int) -> list[Tensor]:
+            gauges = []
+            for n, b in self._shares[share]:
+                spare_KD = self._spares_KD[share]
+                ends = self._apart[n][b].write(spare_KD)
+                gauges.append(log_gauge(spare_KD.mT[None, None], ends[None, None]))
+            return gauges
+
+        parts = self._hands.each(gauges_of, len(self._shares))
+        gauges = [gauge for part in parts for gauge in part]
         N, B = len(self._apart), len(self._apart[0])
         return torch.stack(gauges).view(N, B, -1)
 

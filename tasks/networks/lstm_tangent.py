@@ -29,7 +29,7 @@ from tasks.networks.lstm_adjoint import pull
 from tasks.networks.lstm_shear import Mix, Shear
 from tasks.networks.recurrent_orbit import ClosedLoop, Readout, RecurrentOrbit, fed_back
 from tasks.networks.staircase import Frame, Halves, WholeFrame
-from tasks.networks.workspace import Workspace
+from tasks.networks.workspace import ThreadsWorkspace, Workspace
 
 BLOCKS_FROM = 96
 """Tangents from which on forming the gain-weighted blocks costs less than it saves (measured,
@@ -144,7 +144,7 @@ class LSTMStep:
     log_det_Uo_N: Tensor | None
     readout: Readout | None = None
     gates: tuple[tuple[TransposedGates, TransposedGates], ...] = ()
-    work: Workspace = field(default_factory=Workspace, compare=False, repr=False)
+    work: Workspace = field(default_factory=ThreadsWorkspace, compare=False, repr=False)
 
     def __call__(self, Q_NBDK: Tensor) -> Tensor:
         """J Q, (N, B, D, K), for a frame of every sequence."""
@@ -327,7 +327,7 @@ class LSTMOrbit(RecurrentOrbit[LSTMStep]):
     ) -> None:
         rows = (2 if state == "full" else 1) * layers[0].U.shape[-1]
         super().__init__(layers, inputs, state=state, tangent_rows=rows, closed=closed)
-        self._layers, self._work = layers, Workspace()
+        self._layers, self._work = layers, ThreadsWorkspace()
         self._gates = tuple((TransposedGates(w.W), TransposedGates(w.U)) for w in layers)
 
     def _advance(self, states: list[tuple[Tensor, ...]], drive_NBG: Tensor) -> LSTMStep:

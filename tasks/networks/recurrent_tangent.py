@@ -22,7 +22,7 @@ from tasks.networks.base import StateConvention
 from tasks.networks.layers import linear
 from tasks.networks.recurrent_orbit import ClosedLoop, Readout, RecurrentOrbit, Weights, fed_back
 from tasks.networks.staircase import Frame
-from tasks.networks.workspace import Workspace
+from tasks.networks.workspace import ThreadsWorkspace, Workspace
 
 
 def shared_product(x_NBKE: Tensor, W_NED: Tensor) -> Tensor:
@@ -72,7 +72,7 @@ class HiddenStep:
     drive_NBG: Tensor
     before: tuple[Tensor, ...]
     readout: Readout | None = None
-    work: Workspace = field(default_factory=Workspace, compare=False, repr=False)
+    work: Workspace = field(default_factory=ThreadsWorkspace, compare=False, repr=False)
 
     def __call__(self, Q_NBDK: Tensor) -> Tensor:
         """J Q, (N, B, D, K), for a frame of every sequence."""
@@ -191,7 +191,7 @@ class HiddenOrbit(RecurrentOrbit[HiddenStep]):
     ) -> None:
         H = cells[0].U.shape[-1]
         super().__init__(cells, inputs, state=state, tangent_rows=H, closed=closed)
-        self._cells, self._work = cells, Workspace()
+        self._cells, self._work = cells, ThreadsWorkspace()
 
     def _advance(self, states: list[tuple[Tensor, ...]], drive_NBG: Tensor) -> HiddenStep:
         before = tuple(h for (h,) in states)

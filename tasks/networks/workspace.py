@@ -5,6 +5,7 @@ cost a page fault every 4 KB, which for narrow networks is as dear as the arithm
 graph needs them where they were.
 """
 
+import threading
 from collections.abc import Sequence
 
 import torch
@@ -38,3 +39,7 @@ class Workspace:
     def clear(self) -> None:
         """Gives all memory back."""
         self._blocks.clear()
+
+
+class ThreadsWorkspace(threading.local, Workspace):
+    """One for each thread that asks."""

@@ -138,9 +138,9 @@ def test_only_one_layer_in_the_open_has_halves():
         assert J.halves(0, 0, None) is None
 
 
-def grown(orbit, frame, **settings):
+def grown(orbit, frame, *, t_on="auto", **settings):
     with torch.no_grad():
-        growth = carry(orbit, frame, warmup=4, steps=26, **settings)
+        growth = carry(orbit, frame, warmup=4, steps=26, t_on=t_on, **settings)
     return growth, growth.logs_NBKM.sum(-1) / 26
 
 
@@ -176,6 +176,25 @@ def test_exponents_are_those_of_a_householder_qr_at_every_step(kind, layers, loo
             atol=1e-6,
             rtol=0,
         )
+
+
+@every_kind
+def test_two_threads_find_what_one_does(kind):
+    def found():
+        orbit = orbit_of(kind, population(kind, units=96), steps=30, num_sequences=3)
+        return grown(orbit, random_frame(orbit, orbit.tangent_size, generator_for("frame")))
+
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        alone, expected = found()
+        torch.set_num_threads(2)
+        shared, exponents = found()
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    torch.testing.assert_close(exponents, expected, atol=1e-10, rtol=0)
+    torch.testing.assert_close(shared.logs_NBKM, alone.logs_NBKM, atol=1e-7, rtol=0)
 
 
 @pytest.mark.parametrize("layers", [1, 2])
