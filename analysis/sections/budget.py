@@ -45,10 +45,10 @@ def _view(found: pd.DataFrame) -> TableView | None:
     rows = [
         [
             line["pruner"],
-            words.percent(line["limit"]) if line["limit"] >= 0.01 else f"{line['limit']:.1%}",
+            words.percent(line["limit"]),
             _share(line, "saved"),
             _share(line, "net"),
-            f"{line['regret']:.1%}",
+            words.percent(line["regret"]),
             line["settings"],
         ]
         for _, line in found.iterrows()
