@@ -21,8 +21,9 @@ import torch
 from torch import Tensor
 
 from pipeline.dynamics.arithmetic import inverse
+from pipeline.dynamics.frames import Map
 from pipeline.dynamics.prepared import Prepared, prepared
-from pipeline.dynamics.propagate import Map, floor_depth, random_frame
+from pipeline.dynamics.propagate import floor_depth, random_frame
 from pipeline.dynamics.sweeps import positive_qr, transposed
 
 COOLDOWN_SHARE = 5

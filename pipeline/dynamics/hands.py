@@ -3,7 +3,6 @@
 import itertools
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from types import TracebackType
 from typing import TypeVar
 
 import torch
@@ -13,13 +12,14 @@ Result = TypeVar("Result")
 
 
 class Hands:
-    """So many threads, started when first needed, ended with the `with` block.
+    """So many threads, started when first needed, ended by `close`.
 
     torch and the BLAS let other Python threads run meanwhile. Whether gradients are recorded is
     as it is where `each` is called.
 
     Example:
-        >>> with Hands(2) as hands:
+        >>> from contextlib import closing
+        >>> with closing(Hands(2)) as hands:
         ...     hands.shares(["a", "b", "c"]), hands.each(lambda share: 10 * share, 2)
         ([['a', 'b'], ['c']], [0, 10])
     """
@@ -28,15 +28,8 @@ class Hands:
         self._count = count
         self._pool: ThreadPoolExecutor | None = None
 
-    def __enter__(self) -> "Hands":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Ends the threads."""
         if self._pool is not None:
             self._pool.shutdown()
             # What new threads begin with is the whole process's.

@@ -12,7 +12,7 @@ recurrent networks, against T_ON = 1: a limit of 27 nats puts the last exponent 
 up to 2e-2, one of 16 nats by 2e-7, ε^0.3 by 3e-9.)
 
 With many tangents, frames in between are triangular rather than orthonormal (`orthonormal`), and
-maps that know how leave out the zeros (`StairMap`). Time blocks are still logged as if the frames
+maps that know how leave out the zeros (`frames`). Time blocks are still logged as if the frames
 were orthonormal, by the gauge of the frame at their ends.
 
 Shapes: N members, B sequences, T steps, D state, K tangents, M time blocks.
@@ -20,78 +20,25 @@ Shapes: N members, B sequences, T steps, D state, K tangents, M time blocks.
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
 from pipeline.dynamics import blas
+from pipeline.dynamics.frames import Frames, Map
 from pipeline.dynamics.hands import Hands
-from pipeline.dynamics.orthonormal import (
-    LU_FROM,
-    Eliminated,
-    Method,
-    eliminate,
-    factorise,
-    log_gauge,
-    orthonormalise,
-    pick,
-)
-from pipeline.dynamics.staircase import HalfDiagonal, Shear, Stairs, eliminate_halves
-
-__all__ = ["Growth", "Map", "Orbit", "carry", "floor_depth", "orthonormalise", "random_frame"]
-
-LONGEST_AUTO = 8
-"""Largest T_ON that "auto" picks with orthonormal frames: a QR is then a small share of a step."""
-
-LONGEST_GAUGED = 16
-"""The same with triangular frames, whose gauge at the end of each block costs half a QR."""
+from pipeline.dynamics.orthonormal import LU_FROM, Method, orthonormalise, pick
+from pipeline.dynamics.schedule import Schedule
 
 MOST_BLOCKS = 1024
 """Blocks kept for error estimates; longer runs merge neighbours, so that memory stays bounded."""
 
 FIRST_LOOK = 16
 """Blocks before `enough` is asked for the first time; then after every fifth more."""
-
-
-class Map(Protocol):
-    """The derivative of one application of the map."""
-
-    def __call__(self, Q_NBDK: Tensor) -> Tensor:
-        """J Q, (N, B, D', K)."""
-        ...
-
-
-@runtime_checkable
-class StairMap(Map, Protocol):
-    """A map that can leave out the zeros of triangular frames."""
-
-    def move(
-        self,
-        member: int,
-        sequence: int,
-        frame: Stairs,
-        out_KD: Tensor,
-        *,
-        may_shear: bool,
-    ) -> Shear | None:
-        """Writes J of one frame into `out_KD`, transposed; D' = D.
-
-        With `may_shear` the result may be in other coordinates than those of the state, in which
-        elimination finds more zeros for the next map; it returns which.
-        """
-        ...
-
-
-@runtime_checkable
-class HalfDiagonalMap(StairMap, Protocol):
-    """A map, half of whose derivative may be diagonal."""
-
-    def halves(self, member: int, sequence: int, shear: Any) -> HalfDiagonal | None:
-        """J from the coordinates `shear` into those it names; None where it has no such halves."""
-        ...
 
 
 class Orbit(Protocol):
@@ -215,7 +162,7 @@ def carry(
     """
     # Threads share out the sequences: two that work on one matrix would wait for one another, and
     # torch's for those of the BLAS.
-    with blas.threads(1), Hands(torch.get_num_threads()) as hands:
+    with blas.threads(1), closing(Hands(torch.get_num_threads())) as hands:
         return _carry(
             orbit, frame, warmup, steps, t_on, observe, rectangular, method, enough, hands
         )
@@ -236,13 +183,13 @@ def _carry(
     N, B, K = orbit.num_members, orbit.num_sequences, frame.shape[-1]
     if method == "auto":
         method = pick(K, frame.shape[-2], orbit.dtype, orbit.device)
-    frames = _Frames(frame.expand(N, B, -1, -1), method, rectangular, hands)
+    frames = Frames(frame.expand(N, B, -1, -1), method, rectangular, hands)
     deepest_NK = torch.full((N, K), math.inf, dtype=torch.float64, device=orbit.device)
     num_zeros_NK = torch.zeros((N, K), dtype=torch.int64, device=orbit.device)
     zeros_NBK = torch.zeros((N, B, K), dtype=torch.float64, device=orbit.device)
     current_NBK, gauge_NBK = zeros_NBK.clone(), zeros_NBK
     blocks = _Blocks()
-    schedule = _Schedule(N, t_on, orbit.dtype, is_gauged=method == "lu")
+    schedule = Schedule(N, t_on, orbit.dtype, is_gauged=method == "lu")
     since, next_look, step = 0, FIRST_LOOK, -1
 
     def growth() -> Growth:
@@ -287,173 +234,6 @@ def _carry(
     return growth()
 
 
-class _Frames:
-    """The frames of all members and sequences, as one tensor or one by one."""
-
-    def __init__(self, Q_NBDK: Tensor, method: Method, rectangular: bool, hands: Hands) -> None:
-        self._whole_NBDK = Q_NBDK
-        self._method, self._rectangular, self._hands = method, rectangular, hands
-        self._apart: list[list[Stairs]] = []
-        # One for each share of the frames that some thread carries.
-        self._spares_KD: list[Tensor] = []
-        self._shares: list[list[tuple[int, int]]] = []
-
-    def carry(self, step: int, J: Map, due: list[int]) -> tuple[Tensor, Tensor] | None:
-        """Through one map, with a factorisation of the members that are due.
-
-        Returns their logs and depth (members due, B, K), None where none is.
-        """
-        is_apart = self._method == "lu" and self._whole_NBDK.device.type == "cpu"
-        if is_apart and isinstance(J, StairMap):
-            return self._carry_apart(J, due)
-        Q = self.whole()
-        V = J(Q)
-        _check_shape(V, Q, step, self._rectangular)
-        self._apart, self._spares_KD = [], []
-        self._whole_NBDK = V
-        if not due:
-            return None
-        members = torch.tensor(due, device=V.device)
-        if len(due) == V.shape[0]:
-            self._whole_NBDK, logs, depth = factorise(V, self._method)
-        else:
-            part, logs, depth = factorise(V[members], self._method)
-            self._whole_NBDK = V.mT.index_copy(0, members, part.mT).mT
-        return logs, depth
-
-    def _carry_apart(self, J: StairMap, due: list[int]) -> tuple[Tensor, Tensor] | None:
-        """One frame after another, in memory that is used again: each then stays in the cache,
-        and no step pays for fresh pages, which cost as much as a tenth of its products."""
-        if not self._apart:
-            # Copies: what was given is not ours to overwrite.
-            self._apart = [
-                [Stairs(Q.mT.clone(memory_format=torch.contiguous_format)) for Q in Q_BDK]
-                for Q_BDK in self._whole_NBDK
-            ]
-            N, B = len(self._apart), len(self._apart[0])
-            self._shares = self._hands.shares([(n, b) for n in range(N) for b in range(B)])
-            self._spares_KD = [torch.empty_like(self._apart[0][0].Q_KD) for _ in self._shares]
-
-        def carried(share: int) -> list[Eliminated]:
-            found = []
-            for n, b in self._shares[share]:
-                frame, V_KD = self._apart[n][b], self._spares_KD[share]
-                self._apart[n][b], eliminated = _moved(J, n, b, frame, V_KD, n in due)
-                if eliminated is not None:
-                    found.append(eliminated)
-                self._spares_KD[share] = frame.Q_KD
-            return found
-
-        found = [f for part in self._hands.each(carried, len(self._shares)) for f in part]
-        if not due:
-            return None
-        logs, depth = (torch.stack([f[i] for f in found]) for i in (0, 1))
-        shape = (len(due), -1, logs.shape[-1])
-        return logs.view(shape), depth.view(shape)
-
-    def whole(self) -> Tensor:
-        """The frames, (N, B, D, K)."""
-        if not self._apart:
-            return self._whole_NBDK
-        N, B = len(self._apart), len(self._apart[0])
-        whole_NBKD = self._apart[0][0].Q_KD.new_empty(N, B, *self._apart[0][0].Q_KD.shape)
-        for n, frames in enumerate(self._apart):
-            for b, frame in enumerate(frames):
-                frame.write(whole_NBKD[n, b])
-        return whole_NBKD.mT
-
-    def log_gauge(self) -> Tensor:
-        """log R_ii (N, B, K) of the frames themselves."""
-        if not self._apart:
-            return log_gauge(self._whole_NBDK)
-
-        def gauges_of(share: int) -> list[Tensor]:
-            gauges = []
-            for n, b in self._shares[share]:
-                spare_KD = self._spares_KD[share]
-                ends = self._apart[n][b].write(spare_KD)
-                gauges.append(log_gauge(spare_KD.mT[None, None], ends[None, None]))
-            return gauges
-
-        parts = self._hands.each(gauges_of, len(self._shares))
-        gauges = [gauge for part in parts for gauge in part]
-        N, B = len(self._apart), len(self._apart[0])
-        return torch.stack(gauges).view(N, B, -1)
-
-
-def _moved(
-    J: StairMap, member: int, sequence: int, frame: Stairs, out_KD: Tensor, is_due: bool
-) -> tuple[Stairs, Eliminated | None]:
-    """A frame after one map, in `out_KD`, eliminated if that is due."""
-    if is_due and isinstance(J, HalfDiagonalMap) and frame.is_split:
-        halves = J.halves(member, sequence, frame.shear)
-        if halves is not None:
-            eliminated = eliminate_halves(frame, halves, out_KD)
-            if eliminated is not None:
-                return Stairs(out_KD, eliminated.order, halves.shear), eliminated
-    shear = J.move(member, sequence, frame, out_KD, may_shear=is_due)
-    if not is_due:
-        return Stairs(out_KD), None
-    eliminated = eliminate(out_KD)
-    return Stairs(out_KD, eliminated.order, shear), eliminated
-
-
-class _Schedule:
-    """When each member's frame is factorised.
-
-    `learn` reads from every R how deep its columns have sunk in how many steps, and keeps T_ON
-    where the depth stays above ε^¼. The depth is an offset plus a rate times the steps, so that
-    scaling it with the steps errs on the safe side; growth of T_ON is by doubling at most. (With
-    triangular frames, taking off the 2 nats that eliminating a random matrix costs at once makes
-    T_ON longer by a quarter, and errors ten times as large.)
-    """
-
-    def __init__(
-        self, num_members: int, t_on: int | Literal["auto"], dtype: torch.dtype, *, is_gauged: bool
-    ) -> None:
-        self._is_auto = t_on == "auto"
-        self.block = LONGEST_GAUGED if is_gauged else LONGEST_AUTO
-        if t_on != "auto":
-            # Gauges cost, so that blocks hold several factorisations where they are needed.
-            self.block = t_on * math.ceil(LONGEST_GAUGED / t_on) if is_gauged else t_on
-        self.t_on = [1 if t_on == "auto" else t_on] * num_members
-        self._since = [0] * num_members
-        # With triangular frames the factorisation costs about half a step; T_ON may be longer.
-        self._lowest_depth = math.log(torch.finfo(dtype).eps) * (0.3 if is_gauged else 0.25)
-        # A quarter of the range: frames are not rescaled between factorisations.
-        self._largest_log = math.log(torch.finfo(dtype).max) / 4
-
-    def due(self, ends_block: bool) -> list[int]:
-        """Members to factorise after one more step."""
-        self._since = [steps + 1 for steps in self._since]
-        return [
-            n
-            for n, (steps, t) in enumerate(zip(self._since, self.t_on, strict=True))
-            if ends_block or steps >= t
-        ]
-
-    def learn(self, members: list[int], logs_NBK: Tensor, depth_NBK: Tensor) -> None:
-        """Sets T_ON from the R of `members`."""
-        if self._is_auto:
-            deepest = depth_NBK.amin((1, 2))
-            largest = torch.where(torch.isneginf(logs_NBK), 0.0, logs_NBK.abs()).amax((1, 2))
-            seen = torch.stack([deepest, largest]).tolist()
-            for n, depth, size in zip(members, *seen, strict=True):
-                self.t_on[n] = self._longest(n, depth, size)
-        for n in members:
-            self._since[n] = 0
-
-    def _longest(self, n: int, depth: float, size: float) -> int:
-        steps = self._since[n]
-        if not (math.isfinite(depth) and math.isfinite(size)):
-            return 1
-        used = max(depth / self._lowest_depth, size / self._largest_log)
-        fitting = self.block if used * self.block <= steps else int(steps / used)
-        # Blocks end with a factorisation, so they are cut evenly.
-        even = math.ceil(self.block / math.ceil(self.block / max(1, fitting)))
-        return min(even, 2 * self.t_on[n])
-
-
 class _Blocks:
     """Sums over time blocks, merged in pairs whenever there are too many."""
 
@@ -486,15 +266,3 @@ class _Blocks:
         done = self._done if self._open is None else [*self._done, self._open[:2]]
         logs, steps = zip(*done, strict=True)
         return torch.stack(logs, dim=-1), torch.tensor(steps)
-
-
-def _check_shape(V: Tensor, Q: Tensor, step: int, rectangular: bool) -> None:
-    after, before, k = V.shape[-2], Q.shape[-2], Q.shape[-1]
-    if after != before and not rectangular:
-        raise ValueError(
-            f"exponents per step need square maps; map {step} is {after} × {before}. Pass `steps` "
-            "to count the growth over that many maps, or take ftle.max_ftle for the largest "
-            "singular value of their product"
-        )
-    if after < k:
-        raise ValueError(f"k must be at most the rows of every map; map {step} has {after}, k={k}")

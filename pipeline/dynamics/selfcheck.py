@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from pipeline.dynamics.arithmetic import log_abs_det
+from pipeline.dynamics.frames import Map
 from pipeline.dynamics.orthonormal import factorise, pick
-from pipeline.dynamics.propagate import Map, Orbit
+from pipeline.dynamics.propagate import Orbit
 
 
 class SelfCheck:

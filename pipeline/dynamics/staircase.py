@@ -118,7 +118,7 @@ class Stairs:
         `beta=0` overwrites whatever `out` holds.
         """
         if self.order_D is None:
-            out_KE.addmm_(self.Q_KD[:, here].to(J_ME.dtype), J_ME, beta=beta)
+            out_KE.addmm_(self.Q_KD[:, here], J_ME, beta=beta)
             return
         K = len(self.Q_KD)
         places, order = self.places_D[here].sort()
@@ -128,8 +128,7 @@ class Stairs:
         is_contiguous = last - first == len(places) - 1
         own: slice | Tensor = slice(first, first + M) if is_contiguous else places[:M]
         L_KM = self.Q_KD[:, first : last + 1] if is_contiguous else columns(self.Q_KD, places)
-        is_all = M == K == len(places)
-        if is_all and beta == 0 and blas.is_at_hand(out_KE):
+        if beta == 0 and M == K == len(places):
             torch.index_select(J_ME, 0, order, out=out_KE)
             blas.multiply(out_KE, self.Q_KD)
             return
@@ -148,12 +147,8 @@ class Stairs:
             if begin < M:
                 out_KE[panel] += L_KM[panel, begin:M] @ J_ME[begin:M]
         T_MM = L_KM[own, :M]
-        X_ME = J_ME[:M]
-        if blas.is_at_hand(out_KE):
-            blas.multiply(X_ME, T_MM)
-        else:
-            X_ME = T_MM.triu(1) @ X_ME + X_ME
-        out_KE[own] += X_ME
+        blas.multiply(J_ME[:M], T_MM)
+        out_KE[own] += J_ME[:M]
 
 
 def columns(of_RC: Tensor, order_M: Tensor) -> Tensor:

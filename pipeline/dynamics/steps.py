@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from pipeline.dynamics.arithmetic import log_abs_det
-from pipeline.dynamics.propagate import Map
+from pipeline.dynamics.frames import Map
 
 
 class StepMap:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pipeline.dynamics.propagate import Map
+from pipeline.dynamics.frames import Map
 
 OVERSAMPLE = 3
 """Columns carried beyond those asked for: log σ_k settles like (σ_{k+4}/σ_k)² a sweep, not

@@ -12,7 +12,8 @@ import torch
 from scipy.special import polygamma, psi
 
 from pipeline.dynamics import propagate
-from pipeline.dynamics.propagate import carry, orthonormalise
+from pipeline.dynamics.orthonormal import orthonormalise
+from pipeline.dynamics.propagate import carry
 from pipeline.dynamics.spectrum import lyapunov_spectrum
 from tasks.base import UnsuitableError, generator_for
 from tasks.networks.lstm import LSTM

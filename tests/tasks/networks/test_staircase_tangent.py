@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from pipeline.dynamics.frames import StairMap
 from pipeline.dynamics.orthonormal import eliminate
-from pipeline.dynamics.propagate import StairMap, carry, random_frame
+from pipeline.dynamics.propagate import carry, random_frame
 from pipeline.dynamics.staircase import Stairs, eliminate_halves
 from pipeline.dynamics.steps import GivenMaps
 from tasks.base import generator_for

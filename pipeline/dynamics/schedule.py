@@ -1,0 +1,77 @@
+"""When a frame is factorised: T_ON, from how deep the columns of R have sunk (`propagate`).
+
+Shapes: N members, B sequences, K tangents.
+"""
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+LONGEST_AUTO = 8
+"""Largest T_ON that "auto" picks with orthonormal frames: a QR is then a small share of a step."""
+
+LONGEST_GAUGED = 16
+"""The same with triangular frames, whose gauge at the end of each block costs half a QR."""
+
+
+class Schedule:
+    """When each member's frame is factorised.
+
+    `learn` reads from every R how deep its columns have sunk in how many steps, and keeps T_ON
+    where the depth stays above ε^¼. The depth is an offset plus a rate times the steps, so that
+    scaling it with the steps errs on the safe side; growth of T_ON is by doubling at most. (With
+    triangular frames, taking off the 2 nats that eliminating a random matrix costs at once makes
+    T_ON longer by a quarter, and errors ten times as large.)
+
+    Example:
+        >>> schedule = Schedule(2, 3, torch.float64, is_gauged=False)
+        >>> [schedule.due(ends_block=False) for _ in range(3)]
+        [[], [], [0, 1]]
+    """
+
+    def __init__(
+        self, num_members: int, t_on: int | Literal["auto"], dtype: torch.dtype, *, is_gauged: bool
+    ) -> None:
+        self._is_auto = t_on == "auto"
+        self.block = LONGEST_GAUGED if is_gauged else LONGEST_AUTO
+        if t_on != "auto":
+            # Gauges cost, so that blocks hold several factorisations where they are needed.
+            self.block = t_on * math.ceil(LONGEST_GAUGED / t_on) if is_gauged else t_on
+        self.t_on = [1 if t_on == "auto" else t_on] * num_members
+        self._since = [0] * num_members
+        # With triangular frames the factorisation costs about half a step; T_ON may be longer.
+        self._lowest_depth = math.log(torch.finfo(dtype).eps) * (0.3 if is_gauged else 0.25)
+        # A quarter of the range: frames are not rescaled between factorisations.
+        self._largest_log = math.log(torch.finfo(dtype).max) / 4
+
+    def due(self, ends_block: bool) -> list[int]:
+        """Members to factorise after one more step."""
+        self._since = [steps + 1 for steps in self._since]
+        return [
+            n
+            for n, (steps, t) in enumerate(zip(self._since, self.t_on, strict=True))
+            if ends_block or steps >= t
+        ]
+
+    def learn(self, members: list[int], logs_NBK: Tensor, depth_NBK: Tensor) -> None:
+        """Sets T_ON from the R of `members`."""
+        if self._is_auto:
+            deepest = depth_NBK.amin((1, 2))
+            largest = torch.where(torch.isneginf(logs_NBK), 0.0, logs_NBK.abs()).amax((1, 2))
+            seen = torch.stack([deepest, largest]).tolist()
+            for n, depth, size in zip(members, *seen, strict=True):
+                self.t_on[n] = self._longest(n, depth, size)
+        for n in members:
+            self._since[n] = 0
+
+    def _longest(self, n: int, depth: float, size: float) -> int:
+        steps = self._since[n]
+        if not (math.isfinite(depth) and math.isfinite(size)):
+            return 1
+        used = max(depth / self._lowest_depth, size / self._largest_log)
+        fitting = self.block if used * self.block <= steps else int(steps / used)
+        # Blocks end with a factorisation, so they are cut evenly.
+        even = math.ceil(self.block / math.ceil(self.block / max(1, fitting)))
+        return min(even, 2 * self.t_on[n])
