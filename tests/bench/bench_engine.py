@@ -19,6 +19,7 @@ import statistics
 import time
 
 import torch
+from textbook import jacobians, lstm_step
 
 from pipeline.dynamics.spectrum import exact_arithmetic, lyapunov_spectrum
 from tasks.base import generator_for
@@ -27,7 +28,6 @@ from tasks.networks.lstm import LSTM
 UNITS, SEQUENCES, STEPS, INPUTS = 512, 10, 100, 16
 ROUNDS = int(os.environ.get("LYAPSWEEP_BENCH_ROUNDS", "3"))
 F64 = torch.float64
-NAMES = ("weight_in", "weight_rec", "bias")
 
 
 def cases():
@@ -110,18 +110,8 @@ def _seconds(run, times):
 
 def _textbook(network, x, columns, state):
     """Seconds of all steps but the first, which compiles."""
-    W, U, b = (network.get_parameter(f"{n}_0")[0].detach() for n in NAMES)
-    H = UNITS
-
-    def step(s, c, x_now):
-        h = s[:H]
-        c = s[H:] if state == "full" else c
-        i, f, g, o = (W @ x_now + U @ h + b).chunk(4)
-        c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
-        h = torch.sigmoid(o) * torch.tanh(c)
-        return (torch.cat([h, c]) if state == "full" else h), c
-
-    jacobian = torch.func.vmap(torch.func.jacrev(lambda s, c, x: step(s, c, x)[0]))
+    H, step = UNITS, lstm_step(network, state)
+    jacobian = jacobians(step)
     size = 2 * H if state == "full" else H
     B = len(x)
     s, c = torch.zeros(B, size, dtype=F64), torch.zeros(B, H, dtype=F64)

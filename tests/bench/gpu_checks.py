@@ -31,6 +31,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
+from textbook import jacobians, lstm_step
+
 from pipeline import catalog
 from pipeline.dynamics.ftle import ftle_field
 from pipeline.dynamics.orthonormal import cholesky_qr, orthonormalise
@@ -204,18 +206,7 @@ def factorisations(report, scale):
 
 def textbook_step_seconds(net, x, columns, state, scale):
     """Of one step: batched reverse-mode Jacobians, one product and one Householder QR."""
-    W, U, b = (net.get_parameter(f"{n}_0")[0].detach() for n in ("weight_in", "weight_rec", "bias"))
-    H = U.shape[1]
-
-    def step(s, c, x_now):
-        h = s[:H]
-        c = s[H:] if state == "full" else c
-        i, f, g, o = (W @ x_now + U @ h + b).chunk(4)
-        c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
-        h = torch.sigmoid(o) * torch.tanh(c)
-        return torch.cat([h, c]) if state == "full" else h
-
-    jacobian = torch.func.vmap(torch.func.jacrev(step))
+    H, jacobian = scale.units, jacobians(lstm_step(net, state))
     size, B = (2 if state == "full" else 1) * H, len(x)
     s, c = (x.new_zeros(B, width) for width in (size, H))
     Q = torch.linalg.qr(torch.randn(B, size, columns, dtype=F64, device=x.device)).Q
