@@ -16,17 +16,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
+from pipeline.external.columns import Columns, TableError
 from pipeline.external.mapping import Mapping
 
 TO_NATS = {"bits/step": math.log(2), "nats/step": 1.0, "bits": math.log(2), "nats": 1.0, "1": 1.0}
 FEWEST = 2
-
-
-class TableError(ValueError):
-    """A table that cannot be imported: which, where in it, and what would work."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,13 +65,13 @@ class Tables:
 def read(mapping: Mapping, spectra: Path, losses: Path) -> Tables:
     """Reads and checks both tables. Raises TableError."""
     one, two = mapping.exponents, mapping.losses
-    exponents = _Table.read(
+    exponents = Columns.read(
         spectra,
         mapping,
         [one.epoch, one.index, one.value],
         [one.unit_column, one.state_size, one.standard_error, one.spread],
     )
-    curves = _Table.read(losses, mapping, [two.epoch, two.value], [two.unit_column])
+    curves = Columns.read(losses, mapping, [two.epoch, two.value], [two.unit_column])
     names = _names(exponents, curves, mapping.trial)
     units = {
         "exponents": exponents.unit(one.unit, one.unit_column, ("bits/step", "nats/step")),
@@ -100,133 +95,7 @@ def read(mapping: Mapping, spectra: Path, losses: Path) -> Tables:
     return Tables(tuple(networks), units, {"spectra": exponents.file, "losses": curves.file})
 
 
-@dataclass(frozen=True, eq=False)
-class _Table:
-    path: Path
-    columns: dict[str, pa.Array]
-    trial: str
-    file: dict[str, str]
-
-    @classmethod
-    def read(
-        cls, path: Path, mapping: Mapping, needed: list[str], optional: list[str | None]
-    ) -> "_Table":
-        """The columns that are needed, and of the settings those that are here."""
-        try:
-            content = path.read_bytes()
-            source = pq.ParquetFile(pa.BufferReader(content))
-            have = source.schema_arrow.names
-            wanted = {mapping.trial, *needed, *filter(None, optional)}
-            missing = sorted(wanted - set(have))
-            if missing:
-                raise TableError(
-                    f"{path}: columns missing: {', '.join(missing)}; there are "
-                    f"{', '.join(have)}. Name yours in a mapping (--mapping FILE)"
-                )
-            twice = sorted({name for name in have if have.count(name) > 1})
-            if twice:
-                raise TableError(f"{path}: columns must have distinct names, twice: {twice[0]}")
-            wanted |= set(mapping.settings) & set(have)
-            table = source.read(columns=sorted(wanted)).combine_chunks()
-        except OSError as error:
-            reason = error.strerror or str(error).splitlines()[0]
-            raise TableError(f"{path}: cannot be read as Parquet ({reason})") from error
-        except pa.ArrowException as error:
-            reason = str(error).strip().splitlines()[0]
-            raise TableError(f"{path}: not a readable Parquet file ({reason})") from error
-        if table.num_rows == 0:
-            raise TableError(f"{path}: holds no line")
-        columns = {n: _decoded(table[n]) for n in table.column_names}
-        file = {"name": path.name, "sha256": hashlib.sha256(content).hexdigest()}
-        return cls(path, columns, mapping.trial, file)
-
-    def numbers(self, name: str) -> np.ndarray:
-        """float64; NaN where a cell is empty."""
-        kind = self.columns[name].type
-        if not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
-            raise TableError(f"{self.path}: column {name} must hold numbers, holds {kind}")
-        return np.asarray(
-            self.columns[name].cast(pa.float64()).to_numpy(zero_copy_only=False), dtype=np.float64
-        )
-
-    def whole(self, name: str, shift: int = 0, least: int = 0) -> np.ndarray:
-        """int64, `shift` added."""
-        values = self.numbers(name)
-        bad = np.flatnonzero(~(np.isfinite(values) & (values == np.round(values))))
-        if len(bad):
-            raise TableError(
-                f"{self.path}: column {name} must hold whole numbers, got {values[bad[0]]:g} in "
-                f"line {bad[0]} of {self.trial} {self.columns[self.trial][int(bad[0])].as_py()!r}"
-            )
-        shifted = values.astype(np.int64) + shift
-        low = np.flatnonzero((shifted < least) | (shifted > 2**31 - 1))
-        if len(low):
-            raise TableError(
-                f"{self.path}: column {name} must be from {least} (after the shift of {shift:+d}) "
-                f"to {2**31 - 1}, got {values[low[0]]:g}"
-            )
-        return shifted
-
-    def unit(self, named: str | None, column: str | None, known: tuple[str, ...]) -> str:
-        """The one unit of all lines."""
-        if column is None:
-            assert named is not None, "the mapping names one of the two"
-            return named
-        found = self.columns[column].unique().to_pylist()
-        strange = [str(unit) for unit in found if unit not in known]
-        if strange:
-            raise TableError(
-                f"{self.path}: column {column} must say {' or '.join(known)}, got {strange[0]!r}"
-            )
-        if len(found) > 1:
-            raise TableError(
-                f"{self.path}: all lines must have one unit, but column {column} says "
-                f"{' and '.join(sorted(found))}; convert them to one"
-            )
-        return str(found[0])
-
-    def codes(self, names: list[Any]) -> np.ndarray:
-        """Place of each line's network among `names`."""
-        known = pa.array(names, type=self.columns[self.trial].type)
-        return np.asarray(pc.index_in(self.columns[self.trial], known), dtype=np.int64)
-
-    def of_each(self, name: str, names: list[Any]) -> dict[int, Any]:
-        """The one value of a column for each network that has lines."""
-        codes, column = self.codes(names), self.columns[name]
-        if column.null_count or (
-            pa.types.is_floating(column.type) and pc.any(pc.is_nan(column)).as_py()
-        ):
-            empty = pc.is_null(column, nan_is_null=True).to_numpy(zero_copy_only=False)
-            raise TableError(
-                f"{self.path}: column {name} has no value for {self.trial} "
-                f"{names[codes[np.flatnonzero(empty)[0]]]!r}"
-            )
-        encoded = column.dictionary_encode()
-        values = np.asarray(encoded.indices)
-        order = np.argsort(codes, kind="stable")
-        places, starts = np.unique(codes[order], return_index=True)
-        low = np.minimum.reduceat(values[order], starts)
-        high = np.maximum.reduceat(values[order], starts)
-        if (low != high).any():
-            i = int(np.flatnonzero(low != high)[0])
-            two = [encoded.dictionary[int(v)].as_py() for v in (low[i], high[i])]
-            raise TableError(
-                f"{self.path}: column {name} must be one value for each {self.trial}, but "
-                f"{names[places[i]]!r} has {two[0]!r} and {two[1]!r}"
-            )
-        return {
-            int(i): encoded.dictionary[int(v)].as_py() for i, v in zip(places, low, strict=True)
-        }
-
-
-def _decoded(column: pa.ChunkedArray) -> pa.Array:
-    if pa.types.is_dictionary(column.type):
-        column = column.cast(column.type.value_type)
-    whole = column.combine_chunks()
-    return whole if isinstance(whole, pa.Array) else pa.concat_arrays(whole.chunks)
-
-
-def _names(exponents: _Table, curves: _Table, trial: str) -> list[Any]:
+def _names(exponents: Columns, curves: Columns, trial: str) -> list[Any]:
     """All networks, sorted; names must be of one kind in both tables."""
     kinds = []
     for table in (exponents, curves):
@@ -255,7 +124,7 @@ def _names(exponents: _Table, curves: _Table, trial: str) -> list[Any]:
 
 
 def _settings(
-    mapping: Mapping, exponents: _Table, curves: _Table, names: list[Any]
+    mapping: Mapping, exponents: Columns, curves: Columns, names: list[Any]
 ) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = [{} for _ in names]
     for column, setting in mapping.settings.items():
@@ -290,7 +159,7 @@ def _is_same(a: Any, b: Any) -> bool:
 
 
 def _losses(
-    mapping: Mapping, table: _Table, names: list[Any], to_nats: float
+    mapping: Mapping, table: Columns, names: list[Any], to_nats: float
 ) -> dict[int, dict[int, float]]:
     codes = table.codes(names)
     epochs = table.whole(mapping.losses.epoch, mapping.losses.shift)
@@ -330,7 +199,7 @@ def _until_divergence(
 
 
 def _spectra(
-    mapping: Mapping, table: _Table, names: list[Any], to_nats: float
+    mapping: Mapping, table: Columns, names: list[Any], to_nats: float
 ) -> tuple[dict[int, dict[int, Spectrum]], dict[int, int]]:
     """Spectra by network and epoch, and each network's state size."""
     spec = mapping.exponents
@@ -376,7 +245,7 @@ def _spectra(
 
 def _sizes(
     mapping: Mapping,
-    table: _Table,
+    table: Columns,
     names: list[Any],
     found: dict[int, dict[int, Spectrum]],
 ) -> dict[int, int]:
