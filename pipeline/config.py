@@ -1,6 +1,6 @@
-"""The conf tree: read from YAML, checked to the ends of every range, before anything starts.
+"""The conf tree: checked to the ends of every range, before anything starts.
 
-The only reader of YAML. A tree has the sections
+A tree has the sections
 
     seed, trials                 of the sweep
     sampler: {name, batch}       how the ranges are sampled
@@ -19,23 +19,17 @@ same cohorts for ever after.
 """
 
 import dataclasses
-import difflib
 import hashlib
 import itertools
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import cache, cached_property
-from pathlib import Path
+from functools import cached_property
 from typing import Annotated, Any, Literal
 
-import yaml
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from pydantic import TypeAdapter, ValidationError
-
 from pipeline import catalog, pruning, space
+from pipeline.faults import Faults, unknown
 from pipeline.optim import Trainer
 from pipeline.plan import Choice, Limits, TrialSpec
 from pipeline.space import Range, RangeError
@@ -43,13 +37,9 @@ from tasks.base import Bounds, Config, seed_for
 
 _RANGED = ("task", "network", "trainer")
 _MAPPINGS = ("sampler", "pruner", "trainer", "measure", "execution")
-_SECTIONS = ("seed", "trials", "sampler", "pruner", *_RANGED, "measure", "execution")
+SECTIONS = ("seed", "trials", "sampler", "pruner", *_RANGED, "measure", "execution")
 # Trials that results do not steer are asked for so many cohorts at a time.
 _COHORTS_A_BATCH = 8
-
-
-class ConfigError(ValueError):
-    """Settings that cannot be run. One line a fault: where, the law, what came."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,15 +178,15 @@ class SweepConfig:
     def spec(self, number: int, values: Mapping[str, Any]) -> TrialSpec:
         """Trial `number` with the sampled `values`. Raises ConfigError, KeyError."""
         tree = space.fill({k: self.tree[k] for k in _RANGED}, values)
-        problems = _Problems({}, "trial")
+        faults = Faults({}, "trial")
         spec = TrialSpec(
             number=number,
             seed=seed_for(self.seed, number),
-            task=problems.choice("tasks", "task", tree["task"]),
-            network=problems.choice("networks", "network", tree["network"]),
-            trainer=problems.section(Trainer, "trainer", tree["trainer"]),
+            task=faults.choice("tasks", "task", tree["task"]),
+            network=faults.choice("networks", "network", tree["network"]),
+            trainer=faults.section(Trainer, "trainer", tree["trainer"]),
         )
-        problems.raise_any()
+        faults.raise_any()
         return spec
 
     def params(self, spec: TrialSpec) -> dict[str, Any]:
@@ -217,104 +207,6 @@ def hash_of(tree: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def find(conf: str) -> Path:
-    """The file a user means by `conf`: a path, or the name of a conf that ships with us.
-
-    Raises ConfigError with the names that would work.
-    """
-    path = Path(conf)
-    if path.is_file():
-        return path
-    here = Path(__file__).parent
-    folders = [f for f in (here / "conf", here.parent / "conf") if f.is_dir()]
-    for folder in folders:
-        for candidate in (folder / conf, folder / f"{conf}.yaml"):
-            if candidate.is_file():
-                return candidate
-    shipped = sorted({p.stem for folder in folders for p in folder.glob("*.yaml")})
-    hint = f"; confs that ship with lyapsweep: {', '.join(shipped)}" if shipped else ""
-    reason = "is a folder" if path.is_dir() else "no such file"
-    raise ConfigError(f"{conf}: {reason}{hint}")
-
-
-def load(path: Path, overrides: Sequence[str] = ()) -> SweepConfig:
-    """Reads a file, applies `key=value` overrides and checks the result.
-
-    Raises ConfigError: one line for each fault, naming the file or the command line.
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: not UTF-8 text ({error.reason})") from error
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
-    try:
-        node = OmegaConf.create(text)
-    except yaml.MarkedYAMLError as error:
-        line = f" line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise ConfigError(f"{path}{line}: not valid YAML ({error.problem})") from error
-    except (yaml.YAMLError, OmegaConfBaseException, ValueError, AssertionError) as error:
-        raise ConfigError(f"{path}: not valid YAML ({str(error).splitlines()[0]})") from error
-    if not OmegaConf.is_dict(node):
-        raise ConfigError(f"{path}: must be a mapping with the sections {', '.join(_SECTIONS)}")
-    tree = OmegaConf.to_container(node, resolve=False)
-    origin = {}
-    for override in overrides:
-        origin[_apply(tree, override)] = f"command line {override!r}:"
-    assert isinstance(tree, dict)
-    return check({str(k): v for k, v in tree.items()}, source=str(path), origin=origin)
-
-
-def with_execution(config: SweepConfig, overrides: Sequence[str]) -> SweepConfig:
-    """The same sweep carried out otherwise. Raises ConfigError for settings that shape results."""
-    tree = json.loads(json.dumps(config.tree))
-    origin = {}
-    for override in overrides:
-        key = _apply(tree, override)
-        if not key.startswith("execution."):
-            raise ConfigError(
-                f"command line {override!r}: a sweep that was begun keeps its settings; only "
-                "execution.… can change, or start another sweep"
-            )
-        if key == "execution.cohort_size" and config.pruner.name != pruning.NONE:
-            raise ConfigError(
-                f"command line {override!r}: a sweep with a pruner keeps its cohorts, for the "
-                "members of a cohort are judged by one another; start another sweep"
-            )
-        if tree["execution"].get("cohort_size") == "auto":
-            raise ConfigError(
-                f"command line {override!r}: auto was settled when the sweep was created; "
-                "must be a whole number now"
-            )
-        origin[key] = f"command line {override!r}:"
-    return check(tree, origin=origin)
-
-
-def _apply(tree: Any, override: str) -> str:
-    key, equals, text = override.partition("=")
-    key = key.strip()
-    if not equals or not key or any(not part for part in key.split(".")):
-        raise ConfigError(
-            f"command line {override!r}: an override is key=value with a dotted key, "
-            "e.g. network.units=128"
-        )
-    try:
-        value = OmegaConf.to_container(OmegaConf.from_dotlist([f"v={text}"]), resolve=False)
-    except (yaml.YAMLError, OmegaConfBaseException, ValueError) as error:
-        raise ConfigError(
-            f"command line {override!r}: the value is not valid YAML ({str(error).splitlines()[0]})"
-        ) from error
-    assert isinstance(value, dict)
-    node = tree
-    *parents, last = key.split(".")
-    for part in parents:
-        if not isinstance(node.get(part), dict):
-            node[part] = {}
-        node = node[part]
-    node[last] = value["v"]
-    return key
-
-
 def check(
     tree: Mapping[str, Any], *, source: str = "conf", origin: Mapping[str, str] | None = None
 ) -> SweepConfig:
@@ -322,38 +214,38 @@ def check(
 
     `origin` says for dotted paths that did not come from `source` where they did come from.
     """
-    problems = _Problems(dict(origin or {}), source)
+    faults = Faults(dict(origin or {}), source)
     for key in tree:
-        if key not in _SECTIONS:
-            problems.add(str(key), _unknown(str(key), _SECTIONS))
-    ranges = problems.ranges({k: tree[k] for k in tree if k in _RANGED})
+        if key not in SECTIONS:
+            faults.add(str(key), unknown(str(key), SECTIONS))
+    ranges = faults.ranges({k: tree[k] for k in tree if k in _RANGED})
     for key in ("seed", "trials", "sampler", "pruner", "measure", "execution"):
         for path, node in space.walk(tree.get(key), key):
             if isinstance(node, Mapping) and node:
-                problems.add(path, "a range may stand in task, network and trainer only")
+                faults.add(path, "a range may stand in task, network and trainer only")
     for key in ("task", "network"):
         if key not in tree:
-            problems.add(key, f"missing; name one of {', '.join(catalog.entries(key + 's'))}")
-    problems.raise_any()
+            faults.add(key, f"missing; name one of {', '.join(catalog.entries(key + 's'))}")
+    faults.raise_any()
 
     tree = {k: {} if v is None and k in _MAPPINGS else v for k, v in tree.items()}
-    sampler = problems.section(Sampler, "sampler", tree.get("sampler", {}))
-    execution = problems.section(Execution, "execution", tree.get("execution", {}))
-    seed = problems.whole(tree, "seed", default=0, low=0, high=2**63 - 1)
+    sampler = faults.section(Sampler, "sampler", tree.get("sampler", {}))
+    execution = faults.section(Execution, "execution", tree.get("execution", {}))
+    seed = faults.whole(tree, "seed", default=0, low=0, high=2**63 - 1)
     found: list[tuple[Choice, Choice, Trainer]] = []
     for values in _ends(ranges):
         filled = space.fill({k: tree[k] for k in _RANGED if k in tree}, values)
-        task = problems.choice("tasks", "task", filled["task"])
-        network = problems.choice("networks", "network", filled["network"])
-        trainer = problems.section(Trainer, "trainer", filled.get("trainer", {}))
+        task = faults.choice("tasks", "task", filled["task"])
+        network = faults.choice("networks", "network", filled["network"])
+        trainer = faults.section(Trainer, "trainer", filled.get("trainer", {}))
         found.append((task, network, trainer))
-    problems.raise_any()
+    faults.raise_any()
 
-    trials = _num_trials(problems, tree, sampler, ranges)
+    trials = _num_trials(faults, tree, sampler, ranges)
     task, network, trainer = found[0]
-    measure = _measurements(problems, tree.get("measure", {}), trainer.epochs)
-    pruner = _pruner(problems, tree.get("pruner", {}), trainer.epochs)
-    problems.raise_any()
+    measure = _measurements(faults, tree.get("measure", {}), trainer.epochs)
+    pruner = _pruner(faults, tree.get("pruner", {}), trainer.epochs)
+    faults.raise_any()
     size = execution.cohort_size
     if sampler.batch is None and size != "auto":
         sampler = dataclasses.replace(sampler, batch=_batch(sampler, trials, size, execution))
@@ -389,56 +281,54 @@ def _batch(sampler: Sampler, trials: int, cohort_size: int, execution: Execution
 
 
 def _num_trials(
-    problems: "_Problems", tree: Mapping[str, Any], sampler: Sampler, ranges: Mapping[str, Range]
+    faults: Faults, tree: Mapping[str, Any], sampler: Sampler, ranges: Mapping[str, Range]
 ) -> int:
     if sampler.name != "grid":
-        return problems.whole(tree, "trials", default=None, low=1, high=10_000_000)
+        return faults.whole(tree, "trials", default=None, low=1, high=10_000_000)
     size = 1
     for path, one in ranges.items():
         try:
             size *= len(one.grid())
         except RangeError as error:
-            problems.add(path, str(error))
-    problems.raise_any()
-    trials = problems.whole(tree, "trials", default=size, low=1, high=10_000_000)
+            faults.add(path, str(error))
+    faults.raise_any()
+    trials = faults.whole(tree, "trials", default=size, low=1, high=10_000_000)
     if trials > size:
-        problems.add("trials", f"the grid has {size} points, got {trials}; leave `trials` out")
+        faults.add("trials", f"the grid has {size} points, got {trials}; leave `trials` out")
     return trials
 
 
-def _measurements(problems: "_Problems", tree: Any, epochs: int) -> tuple[Choice, ...]:
+def _measurements(faults: Faults, tree: Any, epochs: int) -> tuple[Choice, ...]:
     if not isinstance(tree, Mapping):
-        problems.add("measure", f"must map names of measurements to settings, got {tree!r}")
+        faults.add("measure", f"must map names of measurements to settings, got {tree!r}")
         return ()
     choices = []
     for name, settings in tree.items():
         path = f"measure.{name}"
-        choice = problems.named(
-            "diagnostics", path, str(name), {} if settings is None else settings
-        )
+        choice = faults.named("diagnostics", path, str(name), {} if settings is None else settings)
         at = getattr(choice.config, "at", None) if choice is not None else None
         if at is not None and max(at, default=0) > epochs:
-            problems.add(f"{path}.at", f"epoch {max(at)} is after the last epoch, {epochs}")
+            faults.add(f"{path}.at", f"epoch {max(at)} is after the last epoch, {epochs}")
         choices.append(choice)
     return tuple(choices)
 
 
-def _pruner(problems: "_Problems", tree: Any, epochs: int) -> Choice:
+def _pruner(faults: Faults, tree: Any, epochs: int) -> Choice:
     none = Choice(pruning.NONE, Config())
     if not isinstance(tree, Mapping):
-        problems.add("pruner", f"must be a mapping with a `name`, got {tree!r}")
+        faults.add("pruner", f"must be a mapping with a `name`, got {tree!r}")
         return none
     name = tree.get("name", pruning.NONE)
     known = pruning.names()
     if name not in known:
-        problems.add("pruner.name", f"must be one of {', '.join(known)}, got {name!r}")
+        faults.add("pruner.name", f"must be one of {', '.join(known)}, got {name!r}")
         return none
     settings = {k: v for k, v in tree.items() if k != "name"}
     kind = Config if name == pruning.NONE else pruning.pruner_type(name).Config
-    config = problems.section(kind, "pruner", settings)
+    config = faults.section(kind, "pruner", settings)
     late = [e for e in getattr(config, "at", None) or () if e >= epochs]
     if late:
-        problems.add("pruner.at", f"epoch {late[0]} is not before the last epoch, {epochs}")
+        faults.add("pruner.at", f"epoch {late[0]} is not before the last epoch, {epochs}")
     return none if config is None else Choice(name, config)
 
 
@@ -455,158 +345,6 @@ def _ends(ranges: Mapping[str, Range]) -> Iterable[dict[str, Any]]:
     for (path, r), (other, s) in itertools.combinations(ranges.items(), 2):
         for end, other_end in itertools.product(r.ends()[1:], s.ends()[1:]):
             yield {**first, path: end, other: other_end}
-
-
-class _Problems:
-    """Collects faults, one line each, and raises them together."""
-
-    def __init__(self, origin: dict[str, str], source: str) -> None:
-        self._origin, self._source = origin, source
-        self._lines: dict[str, str] = {}
-
-    def add(self, path: str, message: str) -> None:
-        where = self._source
-        for key, label in self._origin.items():
-            if path == key or path.startswith(f"{key}.") or key.startswith(f"{path}."):
-                where = label
-        self._lines.setdefault(path, f"{where} {path}: {message}")
-
-    def raise_any(self) -> None:
-        if self._lines:
-            raise ConfigError("\n".join(self._lines.values()))
-
-    def ranges(self, tree: Mapping[str, Any]) -> dict[str, Range]:
-        found = {}
-        for path, node in space.walk(tree):
-            try:
-                parsed = space.parse_range(node)
-            except RangeError as error:
-                self.add(path, str(error))
-                continue
-            if parsed is not None:
-                if path == "trainer.epochs":
-                    self.add(path, "must be one value: trials are compared epoch by epoch")
-                if path.endswith(".name") or "." not in path:
-                    self.add(path, "this must be one value; run one sweep for each")
-                found[path] = parsed
-        return dict(sorted(found.items()))
-
-    def whole(
-        self, tree: Mapping[str, Any], key: str, *, default: int | None, low: int, high: int
-    ) -> int:
-        value = tree.get(key)
-        value = default if value is None else value
-        if value is None:
-            self.add(key, "missing; how many trials to run, e.g. 64")
-        elif isinstance(value, bool) or not isinstance(value, int):
-            self.add(key, f"must be a whole number, got {value!r}")
-        elif not low <= value <= high:
-            self.add(key, f"must be from {low} to {high}, got {value}")
-        else:
-            return value
-        return low
-
-    def choice(self, kind: str, path: str, tree: Any) -> Any:
-        """A plug-in by name with its settings, or None where that failed."""
-        if not isinstance(tree, Mapping):
-            self.add(path, f"must be a mapping with a `name`, got {tree!r}")
-            return None
-        found = tree.get("name")
-        if not isinstance(found, str):
-            known = ", ".join(catalog.entries(kind))
-            self.add(f"{path}.name", f"missing; name one of {known}")
-            return None
-        settings = {k: v for k, v in tree.items() if k != "name"}
-        return self.named(kind, path, found, settings, f"{path}.name")
-
-    def named(
-        self, kind: str, path: str, name: str, settings: Any, name_path: str | None = None
-    ) -> Any:
-        """A plug-in with its settings, or None where that failed; `name_path` has its name."""
-        try:
-            loaded = catalog.load(kind, name)
-        except catalog.UnknownNameError as error:
-            self.add(name_path or path, str(error))
-            return None
-        config = self.section(loaded.Config, path, settings)
-        return None if config is None else Choice(name, config)
-
-    def section(self, config_type: type[Any], path: str, tree: Any) -> Any:
-        """A Config from a mapping, or None where that failed."""
-        if not isinstance(tree, Mapping):
-            self.add(path, f"must be a mapping, got {tree!r}")
-            return None
-        try:
-            # Through JSON: strict about types, yet lists may stand for tuples.
-            text = json.dumps(tree, allow_nan=False)
-        except (TypeError, ValueError) as error:
-            self.add(path, f"holds a value that is not a plain finite one ({error})")
-            return None
-        try:
-            return _adapter(config_type).validate_json(text)  # type: ignore[arg-type]
-        except ValidationError as error:
-            for fault in error.errors(include_url=False):
-                *parts, last = [str(part) for part in fault["loc"]] or [""]
-                names = [part for part in parts if not _is_type_tag(part)]
-                if last and (_is_unknown(fault) or not _is_type_tag(last)):
-                    names.append(last)
-                where = ".".join([path, *names])
-                self.add(where, _explain(fault, config_type))
-            return None
-
-
-@cache
-def _adapter(config_type: type[Any]) -> TypeAdapter[Any]:
-    return TypeAdapter(config_type)
-
-
-def _is_type_tag(part: str) -> bool:
-    return not (part.isidentifier() or part.isdigit())
-
-
-def _is_unknown(fault: Any) -> bool:
-    return bool(fault["type"] == "unexpected_keyword_argument")
-
-
-def _explain(fault: Any, config_type: type[Any]) -> str:
-    kind, got, context = fault["type"], fault["input"], fault.get("ctx", {})
-    shown = json.dumps(got) if isinstance(got, str | bool) or got is None else str(got)
-    match kind:
-        case "unexpected_keyword_argument":
-            known = [f.name for f in dataclasses.fields(config_type)]
-            return _unknown(str(fault["loc"][-1]), known)
-        case "missing_argument" | "missing_keyword_only_argument" | "missing":
-            return "missing"
-        case "greater_than_equal":
-            return f"must be at least {context['ge']:g}, got {shown}"
-        case "greater_than":
-            return f"must be above {context['gt']:g}, got {shown}"
-        case "less_than_equal":
-            return f"must be at most {context['le']:g}, got {shown}"
-        case "less_than":
-            return f"must be below {context['lt']:g}, got {shown}"
-        case "int_type" | "int_from_float":
-            return f"must be a whole number, got {shown}"
-        case "float_type":
-            return f"must be a number, got {shown}"
-        case "bool_type":
-            return f"must be true or false, got {shown}"
-        case "string_type":
-            return f"must be text, got {shown}"
-        case "literal_error":
-            return f"must be {context['expected']}, got {shown}"
-        case "tuple_type" | "list_type":
-            return f"must be a list, got {shown}"
-        case "value_error":
-            return str(context.get("error", fault["msg"]))
-        case _:
-            return f"{fault['msg']}, got {shown}"
-
-
-def _unknown(key: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(key, known, n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else f"; known are {', '.join(known)}"
-    return f"unknown key{hint}"
 
 
 def _plain(value: Any) -> Any:

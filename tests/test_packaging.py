@@ -171,9 +171,9 @@ def test_the_constraints_pin_what_is_declared_within_its_bounds():
 def test_the_installed_command_runs_from_an_empty_folder_and_finds_the_confs(installed, tmp_path):
     code = """
 import sys
-from pipeline import catalog, cli, config
+from pipeline import catalog, cli, conf_file
 print(cli.__file__)
-print(config.find("demo"))
+print(conf_file.find("demo"))
 print(*catalog.entries("networks"))
 sys.argv = ["lyapsweep", "--help"]
 cli.main()

@@ -6,12 +6,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from pydantic import TypeAdapter, ValidationError
 
-from pipeline.config import ConfigError
+from pipeline.conf_file import read_tree
+from pipeline.faults import ConfigError
 from pipeline.space import KINDS
 from tasks.base import Bounds, Config
 from tasks.networks.base import StateConvention
@@ -154,28 +152,8 @@ def find(mapping: str) -> Path:
 
 def load(path: Path, overrides: Sequence[str] = ()) -> Mapping:
     """Reads a mapping and applies `key=value` overrides. Raises ConfigError, a line a fault."""
-    try:
-        node = OmegaConf.create(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
-    except (yaml.YAMLError, OmegaConfBaseException, ValueError, AssertionError) as error:
-        raise ConfigError(f"{path}: not valid YAML ({str(error).splitlines()[0]})") from error
-    if not OmegaConf.is_dict(node):
-        raise ConfigError(f"{path}: must be a mapping with the keys source, trial, exponents, …")
-    for override in overrides:
-        key, equals, _ = override.partition("=")
-        if not equals or not all(part.strip() for part in key.split(".")):
-            raise ConfigError(
-                f"command line {override!r}: an override is key=value with a dotted key, "
-                "e.g. losses.unit=bits"
-            )
-    try:
-        merged = OmegaConf.merge(node, OmegaConf.from_dotlist(list(overrides)))
-    except (yaml.YAMLError, OmegaConfBaseException, ValueError) as error:
-        raise ConfigError(
-            f"command line: the overrides do not fit {path} ({str(error).splitlines()[0]})"
-        ) from error
-    tree = OmegaConf.to_container(merged, resolve=False)
+    keys = "keys source, trial, exponents, …"
+    tree, _ = read_tree(path, overrides, holds=keys, example="losses.unit=bits")
     where = str(path) if not overrides else f"{path} with {' '.join(overrides)}"
     try:
         # Through JSON, as all of our conf: strict about types.

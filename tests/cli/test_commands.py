@@ -17,7 +17,7 @@ import optuna
 import pytest
 from rich.console import Console
 
-from pipeline import cli, config, records
+from pipeline import config, exits, records, running
 from pipeline.progress import LineView, render, summary
 from pipeline.sweep import Progress
 
@@ -250,7 +250,7 @@ def test_auto_is_ray_where_an_address_is_given_and_processes_elsewhere(
             "network": {"name": "mlp"},
             "execution": {"executor": executor, "cohort_size": 1},
         }
-        return cli._executor_kind(config.check(tree), address)
+        return running.executor_kind(config.check(tree), address)
 
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     assert kind("auto", None) == "process"
@@ -323,4 +323,4 @@ def test_live_view_shows_all_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_exit_codes_are_those_of_the_convention() -> None:
-    assert (cli.OK, cli.FAILED, cli.BAD_USAGE, cli.INTERRUPTED) == (0, 1, 2, 130)
+    assert (exits.OK, exits.FAILED, exits.BAD_USAGE, exits.INTERRUPTED) == (0, 1, 2, 130)

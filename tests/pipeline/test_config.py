@@ -3,8 +3,8 @@ import random
 
 import pytest
 
-from pipeline import config, space
-from pipeline.config import ConfigError
+from pipeline import conf_file, config, space
+from pipeline.faults import ConfigError
 
 TREE = {
     "trials": 8,
@@ -42,7 +42,7 @@ def conf(tmp_path):
 
 
 def test_a_file_is_its_tree(conf):
-    loaded = config.load(conf)
+    loaded = conf_file.load(conf)
     assert loaded.hash == config.check(TREE).hash
     assert list(loaded.space) == ["network.width", "trainer.learning_rate"]
     assert loaded.space["trainer.learning_rate"].low == 1e-4
@@ -52,9 +52,9 @@ def test_a_file_is_its_tree(conf):
 
 def test_exponents_without_a_point_are_numbers(conf):
     conf.write_text(TEXT.replace("{log_uniform: [1e-4, 1e-1]}", "1e-4"))
-    assert config.load(conf).tree["trainer"]["learning_rate"] == 1e-4
+    assert conf_file.load(conf).tree["trainer"]["learning_rate"] == 1e-4
     assert (
-        config.load(conf, ["trainer.learning_rate=2e-4"])
+        conf_file.load(conf, ["trainer.learning_rate=2e-4"])
         .spec(0, {"network.width": 4})
         .trainer.learning_rate
         == 2e-4
@@ -207,18 +207,18 @@ def test_whole_ranges_serve_real_settings():
     ],
 )
 def test_overrides_replace_values_and_ranges(conf, override, path, value):
-    node = config.load(conf, [override]).tree
+    node = conf_file.load(conf, [override]).tree
     for part in path.split("."):
         node = node[part]
     assert node == value
     is_range = space.parse_range(value) is not None
-    names = set(config.load(conf, [override]).space)
+    names = set(conf_file.load(conf, [override]).space)
     if path in ("network.width", "trainer.learning_rate"):
         assert (path in names) == is_range
 
 
 def test_the_last_override_wins(conf):
-    loaded = config.load(conf, ["network.width=16", "network.width=17"])
+    loaded = conf_file.load(conf, ["network.width=16", "network.width=17"])
     assert loaded.tree["network"]["width"] == 17
 
 
@@ -238,7 +238,7 @@ def test_the_last_override_wins(conf):
 )
 def test_faulty_overrides_name_the_command_line(conf, override, line):
     with pytest.raises(ConfigError) as caught:
-        config.load(conf, [override])
+        conf_file.load(conf, [override])
     assert line in str(caught.value)
     assert str(caught.value).startswith("command line")
     assert "\n" not in str(caught.value)
@@ -249,7 +249,7 @@ def test_faults_of_the_file_name_the_file(conf):
     with pytest.raises(
         ConfigError, match=r"sweep\.yaml trainer\.epochs: must be at least 1, got 0"
     ):
-        config.load(conf, ["network.width=3"])
+        conf_file.load(conf, ["network.width=3"])
 
 
 @pytest.mark.parametrize(
@@ -267,7 +267,7 @@ def test_faults_of_the_file_name_the_file(conf):
 def test_unreadable_files_are_refused_in_a_line(conf, text, line):
     conf.write_text(text)
     with pytest.raises(ConfigError) as caught:
-        config.load(conf)
+        conf_file.load(conf)
     assert str(caught.value).startswith(str(conf))
     assert line in str(caught.value)
 
@@ -275,13 +275,13 @@ def test_unreadable_files_are_refused_in_a_line(conf, text, line):
 def test_files_that_cannot_be_read_are_refused(conf, tmp_path):
     conf.write_bytes(b"trials: \xff\xfe")
     with pytest.raises(ConfigError, match="not UTF-8"):
-        config.load(conf)
+        conf_file.load(conf)
     with pytest.raises(ConfigError, match=r"none\.yaml: cannot be read"):
-        config.load(tmp_path / "none.yaml")
+        conf_file.load(tmp_path / "none.yaml")
     with pytest.raises(ConfigError, match="no such file"):
-        config.find(str(tmp_path / "none.yaml"))
+        conf_file.find(str(tmp_path / "none.yaml"))
     with pytest.raises(ConfigError, match="is a folder"):
-        config.find(str(tmp_path))
+        conf_file.find(str(tmp_path))
 
 
 def shuffled(node, rng):
@@ -423,18 +423,18 @@ def test_who_decides_where_is_part_of_the_plan():
     assert checked.tree["pruner"]["name"] == "median"
     assert config.check(TREE).limits_of(2).pauses == frozenset()
     # Once settled, more workers do not change who is judged by whom.
-    more = config.with_execution(checked, ["execution.workers=7"])
+    more = conf_file.with_execution(checked, ["execution.workers=7"])
     assert (more.tree["pruner"], more.hash) == (checked.tree["pruner"], checked.hash)
 
 
 def test_a_sweep_that_was_begun_keeps_its_cohorts_where_they_count():
     plain = config.check(changed(execution={"cohort_size": 4}))
-    assert config.with_execution(plain, ["execution.cohort_size=2"]).limits.size == 2
+    assert conf_file.with_execution(plain, ["execution.cohort_size=2"]).limits.size == 2
     with pytest.raises(ConfigError, match="auto was settled when the sweep was created"):
-        config.with_execution(plain, ["execution.cohort_size=auto"])
+        conf_file.with_execution(plain, ["execution.cohort_size=auto"])
     judged = config.check(changed(pruner={"name": "median"}, execution={"cohort_size": 4}))
     with pytest.raises(ConfigError, match="a sweep with a pruner keeps its cohorts"):
-        config.with_execution(judged, ["execution.cohort_size=2"])
+        conf_file.with_execution(judged, ["execution.cohort_size=2"])
 
 
 def test_trees_stored_before_there_were_pruners_are_read():

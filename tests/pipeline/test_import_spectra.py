@@ -24,12 +24,13 @@ from analysis import features as ft
 from analysis.frame import SweepFrame
 from analysis.sections import reproduce, run
 from pipeline import cli, records
-from pipeline.config import ConfigError
 from pipeline.external import mapping as mappings
 from pipeline.external.cli import import_spectra
+from pipeline.external.columns import TableError
 from pipeline.external.mapping import Mapping
 from pipeline.external.sweep import check_free, import_sweep
-from pipeline.external.tables import TableError, read
+from pipeline.external.tables import read
+from pipeline.faults import ConfigError
 from pipeline.folder_store import FolderStore
 from pipeline.home import Home, LockedError
 from pipeline.store import NameInUseError, Store, open_store
