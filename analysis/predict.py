@@ -20,9 +20,10 @@ import pandas as pd
 from analysis import features as ft
 from analysis import words
 from analysis.evaluate import MIN_TRIALS
+from analysis.forecaster import LEVEL, TENTH, Fit, Forecast, Forecaster, spelled
 from analysis.frame import AnalysisError, EarlyView, SweepFrame
-from analysis.models import LEVEL, TENTH, Fit, Forecast, Forecaster, seen_of, spelled
 from analysis.predictors.base import CannotPredictError, Predictor
+from analysis.trial_table import seen_of
 from pipeline import catalog
 from pipeline.catalog import UnknownNameError
 

@@ -1,3 +1,4 @@
+import hashlib
 import json
 import pickle
 import shutil
@@ -12,11 +13,12 @@ import pandas as pd
 import pytest
 
 from analysis import features as ft
-from analysis import models
+from analysis.forecaster import Fit, Forecast, Forecaster, ModelError
 from analysis.frame import SweepFrame
-from analysis.models import Fit, Forecast, Forecaster, ModelError, load, save, seen_of, view_of
+from analysis.models import load, save
 from analysis.predict import Standing, forecaster
 from analysis.predictors.ridge import Ridge
+from analysis.trial_table import seen_of, view_of
 from pipeline import catalog
 from pipeline.records import TrialRecord
 from tests.analysis import synthetic
@@ -206,7 +208,7 @@ def test_a_planted_pickle_does_nothing(
     with pytest.raises(ModelError, match="sha256 is not the one"):
         load(copied)
     text = json.loads((data / "predictor.json").read_text())
-    text["sha256"] = models.hashlib.sha256(bomb).hexdigest()
+    text["sha256"] = hashlib.sha256(bomb).hexdigest()
     (data / "predictor.json").write_text(json.dumps(text))
     with pytest.raises(ModelError, match="not a saved predictor"):
         load(copied)

@@ -15,8 +15,8 @@ from typer.testing import CliRunner
 
 from analysis import models
 from analysis.cli import predict as command
+from analysis.forecaster import Forecast
 from analysis.frame import AnalysisError, SweepFrame
-from analysis.models import Forecast
 from analysis.predict import Outlook, Standing, as_json, forecaster, lines, predict, threshold
 from analysis.predictors.base import CannotPredictError
 from pipeline.catalog import UnknownNameError
