@@ -1,23 +1,20 @@
 """The commands of analysis. What is heavy is imported when they run."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
-OutputFormat = Literal["table", "csv", "json"]
+from analysis.options import FormatOption, NameArgument, StoreOption
 
 
 def report(
-    name: Annotated[str, typer.Argument(help="Name of the sweep.")],
+    name: NameArgument,
     out: Annotated[
         Path | None,
         typer.Option("--out", help="Folder for the report.", show_default="reports/NAME"),
     ] = None,
-    store: Annotated[
-        str | None,
-        typer.Option(help="Where the sweep is kept: folder:PATH or an MLflow tracking URI."),
-    ] = None,
+    store: StoreOption = None,
 ) -> None:
     """Write what a sweep found as one HTML page, tables and pictures beside it.
 
@@ -48,7 +45,7 @@ def report(
 
 
 def predict(
-    name: Annotated[str, typer.Argument(help="Name of the sweep.")],
+    name: NameArgument,
     at: Annotated[int, typer.Option("--at", min=0, help="Epoch by whose end trials were seen.")],
     predictor: Annotated[
         str | None,
@@ -62,14 +59,11 @@ def predict(
             help="Fit on this sweep's trials instead, or load this folder of a saved predictor.",
         ),
     ] = None,
-    form: Annotated[OutputFormat, typer.Option("--format", help="How to print.")] = "table",
+    form: FormatOption = "table",
     save: Annotated[
         bool, typer.Option("--save", help="Keep the predictor with the sweep, as an MLflow model.")
     ] = False,
-    store: Annotated[
-        str | None,
-        typer.Option(help="Where the sweep is kept: folder:PATH or an MLflow tracking URI."),
-    ] = None,
+    store: StoreOption = None,
 ) -> None:
     """Foretell how trials end from what was seen by one epoch; nothing later enters.
 
@@ -118,7 +112,7 @@ def predict(
 
 
 def preregister(
-    name: Annotated[str, typer.Argument(help="Name of the sweep.")],
+    name: NameArgument,
     plan: Annotated[
         Path | None,
         typer.Argument(help="YAML file with the plan.", show_default="what the report asks anyway"),
@@ -127,10 +121,7 @@ def preregister(
         bool,
         typer.Option("--after-the-fact", help="Record a plan although the sweep has ended."),
     ] = False,
-    store: Annotated[
-        str | None,
-        typer.Option(help="Where the sweep is kept: folder:PATH or an MLflow tracking URI."),
-    ] = None,
+    store: StoreOption = None,
 ) -> None:
     """Fix what will be tested before the sweep ends, so that the report may call it confirmatory.
 
@@ -138,12 +129,13 @@ def preregister(
 
     Example: lyapsweep preregister demo plan.yaml
     """
-    from analysis import preregistration as pre
+    from analysis.hypotheses import default_plan, read_plan
+    from analysis.preregistration import register
     from pipeline.store import open_store
 
     kept = open_store(store)
-    chosen = pre.default_plan(kept.sweep(name)) if plan is None else pre.read_plan(plan)
-    made, is_new = pre.register(kept, name, chosen, after_the_fact=after_the_fact)
+    chosen = default_plan(kept.sweep(name)) if plan is None else read_plan(plan)
+    made, is_new = register(kept, name, chosen, after_the_fact=after_the_fact)
     if not is_new:
         typer.echo(f"this plan was registered already, on {made.when}", err=True)
     for one in made.plan.primary:

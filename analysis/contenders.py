@@ -10,7 +10,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from pipeline import pruning
-from pipeline.config import ConfigError, check
+from pipeline.config import check
+from pipeline.faults import ConfigError
 from pipeline.plan import Choice
 from pipeline.pruning import PrunerConfig
 from tasks.base import Config

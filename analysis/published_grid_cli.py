@@ -4,13 +4,12 @@ from typing import Annotated
 
 import typer
 
+from analysis.options import StoreOption
+
 
 def published_grid(
     name: Annotated[str, typer.Argument(help="Name of the imported sweep.")],
-    store: Annotated[
-        str | None,
-        typer.Option(help="Where the sweep is kept: folder:PATH or an MLflow tracking URI."),
-    ] = None,
+    store: StoreOption = None,
 ) -> None:
     """Print every number of the re-analysis of the published grid, for the networks that are here.
 

@@ -5,12 +5,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from analysis.options import FormatOption, StoreOption
+
 if TYPE_CHECKING:
     import pandas as pd
 
-    from analysis.replay import Recording
+    from analysis.recording import Recording
 
-Format = Literal["table", "csv", "json"]
 Shown = Literal["pruners", "budget", "curve"]
 # The curve has several strengths of each pruner, at each of these.
 _MOST_ORDERS = 10
@@ -50,23 +51,21 @@ def replay(
             show_default="pruners and budget; pruners in csv",
         ),
     ] = None,
-    format: Annotated[Format, typer.Option("--format", help="How to print.")] = "table",
-    store: Annotated[
-        str | None,
-        typer.Option(help="Where the sweep is kept: folder:PATH or an MLflow tracking URI."),
-    ] = None,
+    format: FormatOption = "table",
+    store: StoreOption = None,
 ) -> None:
     """Compare pruners on a stored sweep: what each would have saved, and lost. Trains nothing.
 
     Example: lyapsweep replay demo --pruner median:warmup=2 --pruner spectrum
     """
     from analysis import contenders
-    from analysis import replay as rp
     from analysis.frame import SweepFrame
+    from analysis.recording import recording
+    from analysis.trade_off import budget_at_regret, comparison, trade_off
     from pipeline.store import open_store
 
     frame = SweepFrame.from_store(open_store(store), name)
-    sweep = rp.recording(frame, cohort_size=cohort_size, lag=lag)
+    sweep = recording(frame, cohort_size=cohort_size, lag=lag)
     choices = contenders.all_choices(sweep.epochs, frame.measured_epochs)
     if pruner:
         given = [contenders.choice_of(contenders.parse(p), sweep.epochs, p) for p in pruner]
@@ -78,11 +77,11 @@ def replay(
         raise typer.BadParameter(f"{show} is read from several orders; give --orders 20")
     tables: dict[str, pd.DataFrame] = {}
     if "pruners" in wanted:
-        tables["pruners"] = rp.comparison(sweep, choices, num_orders=orders, top=top)
+        tables["pruners"] = comparison(sweep, choices, num_orders=orders, top=top)
     if "budget" in wanted or "curve" in wanted:
-        curve = rp.trade_off(sweep, choices, num_orders=min(orders, _MOST_ORDERS))
+        curve = trade_off(sweep, choices, num_orders=min(orders, _MOST_ORDERS))
         tables |= {"curve": curve} if "curve" in wanted else {}
-        tables |= {"budget": rp.budget_at_regret(curve)} if "budget" in wanted else {}
+        tables |= {"budget": budget_at_regret(curve)} if "budget" in wanted else {}
     if format == "json":
         found = {key: json.loads(t.to_json(orient="records")) for key, t in tables.items()}
         typer.echo(json.dumps({"sweep": name, "notes": sweep.notes, **found}, indent=1))

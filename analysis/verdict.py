@@ -32,7 +32,7 @@ Kind = Literal[
 
 MIN_FINISHED = 20
 PLANNED = 150
-_LEVEL = 0.05
+LEVEL = 0.05
 _DECIDES = {
     "adds": ("given_settings_and_loss", "both"),
     "hint": ("given_settings_and_loss", "both"),
@@ -120,17 +120,17 @@ def _refusal(frame: SweepFrame, n: int) -> Verdict | None:
 
 def _decide(spectral: pd.DataFrame, gains: pd.DataFrame) -> tuple[Kind, pd.Series | None]:
     """The rule that holds, and the line of the table that it rests on."""
-    strictest = most_telling(spectral, "given_settings_and_loss", level=_LEVEL)
-    helps = len(gains) > 0 and bool((gains["p_holm"].astype(float) < _LEVEL).any())
-    if strictest is not None and strictest["given_settings_and_loss_p_holm"] < _LEVEL:
+    strictest = most_telling(spectral, "given_settings_and_loss", level=LEVEL)
+    helps = len(gains) > 0 and bool((gains["p_holm"].astype(float) < LEVEL).any())
+    if strictest is not None and strictest["given_settings_and_loss_p_holm"] < LEVEL:
         return ("adds" if helps else "hint"), strictest
     if helps and strictest is not None:
         return "hint", strictest
-    given = most_telling(spectral, "given_settings", level=_LEVEL)
-    if given is not None and given["given_settings_p_holm"] < _LEVEL:
+    given = most_telling(spectral, "given_settings", level=LEVEL)
+    if given is not None and given["given_settings_p_holm"] < LEVEL:
         return "redundant", given
-    plain = most_telling(spectral, "spearman", level=_LEVEL)
-    if plain is not None and plain["spearman_p_holm"] < _LEVEL:
+    plain = most_telling(spectral, "spearman", level=LEVEL)
+    if plain is not None and plain["spearman_p_holm"] < LEVEL:
         return "confounded", plain
     return "nothing", plain
 
@@ -199,7 +199,7 @@ def _evidence(
     if len(gains):
         found += _tested(gains)
     if kind == "hint":
-        by_rank = row["given_settings_and_loss_p_holm"] < _LEVEL
+        by_rank = row["given_settings_and_loss_p_holm"] < LEVEL
         found.append(
             "The partial correlation passes the corrected test but prediction does not get better."
             if by_rank
@@ -211,7 +211,7 @@ def _evidence(
 def _tested(gains: pd.DataFrame) -> list[str]:
     """What the increment test says: the gain, whether it could be chance, what it could miss."""
     best = gains.iloc[int(gains["gain"].to_numpy().argmax())]
-    is_found = best["p_holm"] < _LEVEL
+    is_found = best["p_holm"] < LEVEL
     change = "smaller" if best["gain"] >= 0 else "larger"
     unclear = "" if is_found else ", not distinguishable from none"
     found = [
@@ -285,9 +285,9 @@ def _cautions(frame: SweepFrame, table: pd.DataFrame, spectral: pd.DataFrame) ->
         )
     late = set(frame.measured_epochs) - set(early_epochs(frame)) - {frame.final_epoch}
     later = table[table["epoch"].isin(late) & table["group"].isin(["spectrum", "ftle"])]
-    later = later[later["given_settings_and_loss_p_holm"] < _LEVEL]
+    later = later[later["given_settings_and_loss_p_holm"] < LEVEL]
     only_late = later[~later["feature"].isin(
-        spectral[spectral["given_settings_and_loss_p_holm"] < _LEVEL]["feature"]
+        spectral[spectral["given_settings_and_loss_p_holm"] < LEVEL]["feature"]
     )]  # fmt: skip
     if len(only_late):
         row = strongest(only_late, "given_settings_and_loss")
@@ -322,7 +322,7 @@ def _divergence(frame: SweepFrame) -> tuple[str, ...]:
     known = known.dropna(subset=["auc"]) if len(known) else known
     if known.empty:
         return (text + "; too few to say what foretells divergence.",)
-    row = most_telling(known, "auc", 0.5, level=_LEVEL)
+    row = most_telling(known, "auc", 0.5, level=LEVEL)
     assert row is not None
     if not (row["auc_low"] > 0.5 or row["auc_high"] < 0.5):
         return (

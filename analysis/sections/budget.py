@@ -7,8 +7,8 @@ import pandas as pd
 
 from analysis import words
 from analysis.frame import AnalysisError, SweepFrame
-from analysis.replay import saved_at_regret
 from analysis.sections.base import Section, TableView, table_view
+from analysis.trade_off import saved_at_regret
 
 ORDERS = 4
 TRIALS = 100

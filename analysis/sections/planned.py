@@ -5,8 +5,8 @@ from typing import Any
 import pandas as pd
 
 from analysis import words
+from analysis.confirmation import Confirmation, confirmation
 from analysis.frame import SweepFrame
-from analysis.preregistration import Confirmation, confirmation
 from analysis.sections.base import Section, TableView, table_view
 
 _BODY = """\

@@ -8,26 +8,22 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from analysis import preregistration as pre
 from analysis.cli import preregister as command
+from analysis.confirmation import confirmation
 from analysis.correlations import correlations
 from analysis.evidence import increments
 from analysis.frame import SweepFrame
+from analysis.hypotheses import Plan, default_plan, plan_of, read_plan
 from analysis.preregistration import (
-    Plan,
     PreregistrationError,
     Registration,
-    confirmation,
-    default_plan,
-    plan_of,
     preregistration_of,
-    read_plan,
     register,
-    status_of,
 )
 from pipeline import records
-from pipeline.config import ConfigError
+from pipeline.faults import ConfigError
 from pipeline.folder_store import FolderStore
+from pipeline.rows import now_ms
 from pipeline.store import NoSuchSweepError, Store, TrialStart, open_store
 from tests.analysis import synthetic
 
@@ -85,10 +81,10 @@ def test_a_plan_is_fixed_once_and_read_back(kind: str, tmp_path: Path) -> None:
         store.create_sweep(replace(synthetic.info(num_trials=20), state="running"))
         publish(store, tmp_path, 3)
     assert preregistration_of(store, "made-up") is None
-    before = pre.now_ms()
+    before = now_ms()
     made, is_new = register(store, "made-up", plan())
     assert is_new
-    assert before <= made.time_ms <= pre.now_ms()
+    assert before <= made.time_ms <= now_ms()
     assert (made.num_ended, made.num_trials, made.is_after) == (3, 20, False)
     assert made.sha256 == plan().sha256
     assert preregistration_of(store, "made-up") == made
@@ -322,18 +318,6 @@ def test_what_could_not_be_tested_still_counts_as_a_test(frames: dict[str, Sweep
     assert table.loc[0, "p_holm"] == pytest.approx(2 * table.loc[0, "p"])
     assert math.isnan(table.loc[1, "p_holm"])
     assert "ftle was not measured at epoch 1" in table.loc[1, "problem"]
-
-
-def test_lines_of_tables_know_what_they_are() -> None:
-    made = registered(plan())
-    assert status_of(made, epoch=2, test="increment", what="spectrum") == "confirmatory"
-    assert status_of(made, epoch=1, test="partial", what="lyapunov.max") == "confirmatory"
-    for epoch, test, what in (
-        (1, "increment", "spectrum"), (2, "increment", "ftle"), (1, "marginal", "lyapunov.max"),
-    ):  # fmt: skip
-        assert status_of(made, epoch=epoch, test=test, what=what) == "exploratory"  # type: ignore[arg-type]
-    for other in (None, replace(made, is_after=True), PreregistrationError("changed")):
-        assert status_of(other, epoch=2, test="increment", what="spectrum") == "exploratory"
 
 
 @pytest.fixture

@@ -16,14 +16,16 @@ import typer
 from typer.testing import CliRunner
 
 from analysis import contenders
-from analysis import replay as rp
 from analysis.frame import AnalysisError, SweepFrame
+from analysis.recording import recording
+from analysis.replay import outcome, replay
 from analysis.replay_cli import replay as command
 from analysis.spectrum_pruner import SpectrumPruner
+from analysis.trade_off import budget_at_regret, comparison, saved_at_regret
 from pipeline import config, pruning, records
-from pipeline.config import ConfigError
+from pipeline.faults import ConfigError
 from pipeline.folder_store import FolderStore
-from pipeline.plan import Choice
+from pipeline.plan import Choice, plan
 from pipeline.records import TrialHeader, TrialRecord
 from pipeline.rows import Row
 from tests.analysis import driven, synthetic
@@ -89,9 +91,9 @@ def in_step(count: int, epochs: int, seed: int = 0) -> np.ndarray:
 
 @pytest.mark.parametrize("name", [*OF_PIPELINE, "spectrum"])
 def test_where_ranks_never_change_nothing_is_lost(name: str) -> None:
-    sweep = rp.recording(made_up(in_step(40, 8), spectra=True))
+    sweep = recording(made_up(in_step(40, 8), spectra=True))
     for order in range(4):
-        found = rp.outcome(sweep, of(name, 8), order)
+        found = outcome(sweep, of(name, 8), order)
         assert (found.regret, found.regret_loss, found.rank) == (0, 0, 1)
         assert len(found.pruned) >= 8
         assert found.epochs == 40 * 8 - sum(8 - e for e in found.pruned.values())
@@ -111,7 +113,7 @@ def test_regret_of_pruning_at_random_is_that_of_order_statistics(factor: int) ->
     rng = np.random.default_rng(1)
     final = np.arange(1.0, n + 1)
     losses = np.column_stack([np.ones((n, factor)), final])
-    sweep = rp.recording(made_up(losses, cohort_size=n))
+    sweep = recording(made_up(losses, cohort_size=n))
     for _ in range(repetitions):
         early = rng.permutation(np.linspace(1, 2, n))
         changed = sweep.frame.scalars.copy()
@@ -119,7 +121,7 @@ def test_regret_of_pruning_at_random_is_that_of_order_statistics(factor: int) ->
         changed.loc[at, "value"] = early[changed.loc[at, "trial"]]
         again = replace(sweep, frame=replace(sweep.frame))
         again.frame.__dict__["scalars"] = changed
-        found = rp.outcome(again, choice)
+        found = outcome(again, choice)
         assert len(found.pruned) == n - m
         ranks.append(found.rank)
         regrets.append(found.regret)
@@ -155,86 +157,84 @@ def test_a_replay_prunes_whom_the_real_sweep_prunes(trained: Path, pruner: dict[
     driven.run(trained, name, pruner)
     real = driven.pruned(trained, name)
     frame = SweepFrame.from_store(FolderStore(trained / "store"), "whole")
-    assert rp.replay(rp.recording(frame), contenders.choice_of(pruner, 5)) == real
+    assert replay(recording(frame), contenders.choice_of(pruner, 5)) == real
     assert 3 <= len(real) < driven.TREE["trials"]
 
 
 def test_cohorts_and_lag_are_the_sweeps_unless_others_are_wished(trained: Path) -> None:
     frame = SweepFrame.from_store(FolderStore(trained / "store"), "whole")
-    sweep = rp.recording(frame)
+    sweep = recording(frame)
     assert sweep.lag == 1
     assert sweep.notes == ()
     checked = config.check(frame.info.config)
     specs = [sweep.specs[n] for n in range(26)] if sweep.specs else []
-    assert [c.numbers for c in sweep.cohorts(0)] == [
-        c.numbers for c in rp.plan(specs, checked.limits)
-    ]
+    assert [c.numbers for c in sweep.cohorts(0)] == [c.numbers for c in plan(specs, checked.limits)]
     shuffled = [c.numbers for c in sweep.cohorts(3)]
     assert sorted(n for c in shuffled for n in c) == list(range(26))
     assert shuffled != [c.numbers for c in sweep.cohorts(0)]
-    other = rp.recording(frame, cohort_size=13, lag=2)
+    other = recording(frame, cohort_size=13, lag=2)
     assert [len(c.numbers) for c in other.cohorts(0)] == [13, 13]
     median = of("median", 5, n_startup_trials=1)
     # With a lag of two the second of two cohorts knows nobody who has ended.
-    assert rp.replay(other, median) == {}
-    assert rp.replay(rp.recording(frame, cohort_size=13), median)
+    assert replay(other, median) == {}
+    assert replay(recording(frame, cohort_size=13), median)
 
 
 def test_orders_are_drawn_once_and_differ() -> None:
     rng = np.random.default_rng(0)
-    sweep = rp.recording(made_up(rng.uniform(1, 2, (30, 6))))
+    sweep = recording(made_up(rng.uniform(1, 2, (30, 6))))
     median = of("median", 5)
-    found = [rp.replay(sweep, median, order) for order in range(5)]
-    again = rp.recording(sweep.frame)
-    assert [rp.replay(again, median, order) for order in range(5)] == found
+    found = [replay(sweep, median, order) for order in range(5)]
+    again = recording(sweep.frame)
+    assert [replay(again, median, order) for order in range(5)] == found
     assert len({tuple(sorted(f)) for f in found}) == 5
     assert sweep.order(0) == tuple(range(30))
 
 
 def test_shapes_are_not_mixed_and_batches_are_planned_apart() -> None:
     frame = made_up(in_step(12, 3), cohort_size=12, batch=8)
-    assert [len(c.numbers) for c in rp.recording(frame).cohorts(1)] == [8, 4]
+    assert [len(c.numbers) for c in recording(frame).cohorts(1)] == [8, 4]
 
 
 def test_diverged_trials_end_by_themselves() -> None:
     losses = in_step(20, 6)
     losses[7, 3:] = np.nan
-    sweep = rp.recording(made_up(losses))
+    sweep = recording(made_up(losses))
     assert sweep.epochs_whole == 19 * 6 + 3
     assert sweep.lasts[7] == 3
-    found = rp.outcome(sweep, of("median", 6, n_warmup_steps=5))
+    found = outcome(sweep, of("median", 6, n_warmup_steps=5))
     assert 7 not in found.pruned
     assert found.saved == pytest.approx(len(found.pruned) / sweep.epochs_whole)
-    assert rp.outcome(sweep, of("successive_halving", 6)).regret == 0
+    assert outcome(sweep, of("successive_halving", 6)).regret == 0
 
 
 def test_what_is_looked_at_has_been_paid_for() -> None:
-    sweep = rp.recording(made_up(in_step(30, 6), spectra=True))
+    sweep = recording(made_up(in_step(30, 6), spectra=True))
     keeping = of("spectrum", 6, n_startup_trials=30)
-    found = rp.outcome(sweep, keeping)
+    found = outcome(sweep, keeping)
     assert found.pruned == {}
     # A quarter of an epoch at each of the epochs 0 to 5.
     assert found.net == pytest.approx(-6 * 0.25 / 6)
     assert found.saved == 0
     cheap = of("spectrum", 6, n_startup_trials=30, groups=["loss"], at=[2])
-    assert rp.outcome(sweep, cheap).net == 0
-    halving = rp.outcome(sweep, of("successive_halving", 6))
+    assert outcome(sweep, cheap).net == 0
+    halving = outcome(sweep, of("successive_halving", 6))
     assert halving.net == halving.saved > 0
 
 
 def test_comparison_has_intervals_over_orders_and_what_was_said() -> None:
     rng = np.random.default_rng(0)
-    sweep = rp.recording(made_up(in_step(30, 6) * rng.uniform(0.8, 1.2, (30, 7)), spectra=True))
+    sweep = recording(made_up(in_step(30, 6) * rng.uniform(0.8, 1.2, (30, 7)), spectra=True))
     choices = contenders.all_choices(6, sweep.frame.measured_epochs)
     assert list(choices) == [*OF_PIPELINE, "spectrum", "the same without spectrum"]
-    table = rp.comparison(sweep, choices, num_orders=6)
+    table = comparison(sweep, choices, num_orders=6)
     assert list(table["pruner"]) == list(choices)
     for name in ("epochs", "saved", "regret", "recall", "rank"):
         assert (table[f"{name}_low"] <= table[f"{name}_mean"]).all()
         assert (table[f"{name}_mean"] <= table[f"{name}_high"]).all()
     assert (table["kept"] + table["pruned"] == 30).all()
     halving = table.set_index("pruner").loc["successive_halving"]
-    saved = [rp.outcome(sweep, choices["successive_halving"], i).saved for i in range(1, 7)]
+    saved = [outcome(sweep, choices["successive_halving"], i).saved for i in range(1, 7)]
     assert halving["saved_mean"] == pytest.approx(np.mean(saved))
     assert halving["saved_low"] == pytest.approx(np.quantile(saved, 0.025))
     assert "20 are needed" in table["note"].iloc[4]
@@ -254,7 +254,7 @@ def curve(rows: dict[str, list[tuple[float, float]]]) -> pd.DataFrame:
 
 
 def test_budget_is_of_the_strength_that_stays_within_the_limit() -> None:
-    found = rp.budget_at_regret(
+    found = budget_at_regret(
         curve({
             "weak": [(0.2, 0.0)] * 4,
             "middle": [(0.5, 0.008)] * 4,
@@ -264,23 +264,23 @@ def test_budget_is_of_the_strength_that_stays_within_the_limit() -> None:
     assert found["settings"].to_dict() == {0.005: "weak", 0.01: "middle"}
     assert found["saved"].to_dict() == pytest.approx({0.005: 0.2, 0.01: 0.5})
     assert found["net"].to_dict() == pytest.approx({0.005: 0.1, 0.01: 0.4})
-    nothing = rp.budget_at_regret(curve({"strong": [(0.9, 0.1)] * 4}))
+    nothing = budget_at_regret(curve({"strong": [(0.9, 0.1)] * 4}))
     assert nothing["saved"].tolist() == [0, 0]
     assert nothing["settings"].tolist() == ["keeps all"] * 2
-    nobody = rp.budget_at_regret(curve({"strong": [(0.9, 0.0), (0.9, math.nan)] * 2}))
+    nobody = budget_at_regret(curve({"strong": [(0.9, 0.0), (0.9, math.nan)] * 2}))
     assert nobody["settings"].tolist() == ["keeps all or strong"] * 2
 
 
 def test_budget_is_judged_on_orders_it_was_not_chosen_on() -> None:
     lucky = {f"s{i}": [(0.5, 0.0 if o % 2 == i % 2 else 0.5) for o in range(1, 9)] for i in (0, 1)}
-    found = rp.budget_at_regret(curve(lucky))
+    found = budget_at_regret(curve(lucky))
     # Whoever shows no regret in one half shows all of it in the other.
     assert found["regret"].tolist() == pytest.approx([0.5, 0.5])
 
 
 def test_budget_for_the_report_is_of_all_pruners_and_of_few_trials() -> None:
     frame = made_up(in_step(60, 8))
-    found = rp.saved_at_regret(frame, num_orders=4, max_trials=40)
+    found = saved_at_regret(frame, num_orders=4, max_trials=40)
     assert set(found["trials"]) == {40}
     assert list(found["pruner"].unique()) == [*OF_PIPELINE, "spectrum"]
     assert list(found["limit"].unique()) == [0.005, 0.01]
@@ -294,33 +294,33 @@ def test_what_cannot_be_replayed_is_refused() -> None:
     frame = made_up(in_step(12, 3))
     gone = replace(frame.headers[0], state="pruned", pruned_at=1)
     with pytest.raises(AnalysisError, match="1 of 12 were pruned"):
-        rp.recording(replace(frame, headers=(gone, *frame.headers[1:])))
+        recording(replace(frame, headers=(gone, *frame.headers[1:])))
     with pytest.raises(AnalysisError, match="needs 10 trials that ran to their end, there are 6"):
-        rp.recording(made_up(in_step(6, 3)))
+        recording(made_up(in_step(6, 3)))
     with pytest.raises(AnalysisError, match="final losses are all alike"):
-        rp.recording(made_up(np.ones((12, 4))))
+        recording(made_up(np.ones((12, 4))))
 
 
 def test_nobody_foretells_what_it_has_learned_from(tmp_path: Path) -> None:
     store = synthetic.stored(tmp_path, synthetic.sweep("planted", 40))
     store.set_state("made-up", "complete")
-    sweep = rp.recording(SweepFrame.from_store(store, "made-up"))
+    sweep = recording(SweepFrame.from_store(store, "made-up"))
     itself = of("spectrum", sweep.epochs, from_sweep="made-up", from_store=store.uri)
     with pytest.raises(AnalysisError, match="must be another sweep than 'made-up'"):
-        rp.outcome(sweep, itself)
+        outcome(sweep, itself)
 
 
 def test_sweeps_that_are_not_ours_are_replayed_trial_by_trial() -> None:
     frame = made_up(in_step(12, 3))
     foreign = replace(frame, info=replace(frame.info, config={"source": "a paper"}))
-    sweep = rp.recording(foreign)
+    sweep = recording(foreign)
     assert "cohorts are not known" in sweep.notes[0]
     assert [c.numbers for c in sweep.cohorts(0)] == [(n,) for n in range(12)]
-    found = rp.outcome(sweep, of("successive_halving", 3, reduction_factor=2))
+    found = outcome(sweep, of("successive_halving", 3, reduction_factor=2))
     assert found.regret == 0
     assert found.pruned
     few = replace(frame, info=replace(frame.info, num_trials=20))
-    assert "8 of 20 trials are not on record" in rp.recording(few).notes[0]
+    assert "8 of 20 trials are not on record" in recording(few).notes[0]
 
 
 @pytest.mark.parametrize(

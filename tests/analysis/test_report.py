@@ -9,10 +9,11 @@ from typing import Any, get_args
 import pandas as pd
 import pytest
 
-from analysis import preregistration as pre
 from analysis import report as rp
 from analysis.figures.base import Section as FigureSection
 from analysis.frame import AnalysisError, SweepFrame
+from analysis.hypotheses import default_plan
+from analysis.preregistration import Registration
 from analysis.sections import budget, planned, run
 from analysis.verdict import verdict
 from pipeline.records import TrialRecord
@@ -216,9 +217,9 @@ def test_skipped_measurements_are_listed() -> None:
 
 def test_a_plan_and_what_came_of_it_are_shown(frames: dict[str, SweepFrame]) -> None:
     frame = frames["planted"]
-    plan = dataclasses.replace(pre.default_plan(frame.info), trials=50)
+    plan = dataclasses.replace(default_plan(frame.info), trials=50)
     info = frame.info
-    made = pre.Registration(
+    made = Registration(
         plan, plan.sha256, 1_700_000_000_000, 0, 60, info.sweep_id, info.config_hash, False
     )
     shown = planned.SECTION.content(dataclasses.replace(frame, registration=made))

@@ -18,7 +18,7 @@ from analysis.spectrum_pruner import SpectrumPruner, final_loss, view_of
 from pipeline import config
 from pipeline.accounting import Progress
 from pipeline.catalog import UnknownNameError
-from pipeline.config import ConfigError
+from pipeline.faults import ConfigError
 from pipeline.folder_store import FolderStore
 from pipeline.pruning import Trace
 from pipeline.rows import Row
