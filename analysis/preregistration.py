@@ -19,10 +19,9 @@ from typing import get_args
 
 from analysis.frame import AnalysisError
 from analysis.hypotheses import Plan, hash_of, plan_of
-from pipeline.folder_store import FolderStore
 from pipeline.records import TrialState
 from pipeline.rows import now_ms
-from pipeline.store import Store, StoreError
+from pipeline.store import Store
 
 FORMAT = 1
 FOLDER, FILE = "preregistration", "preregistration.json"
@@ -134,27 +133,14 @@ def preregistration_of(store: Store, name: str) -> Registration | None:
 
 
 def _attached(store: Store, name: str) -> str | None:
-    """The text of the file stored with the sweep; the protocol only says how to put it there."""
-    if isinstance(store, FolderStore):
-        path = store.root / name / FOLDER / FILE
-        return _text(path) if path.is_file() else None
-    from mlflow.exceptions import MlflowException
-    from mlflow.tracking import MlflowClient
-
-    client = MlflowClient(store.uri)
-    try:
-        experiment = client.get_experiment_by_name(name)
-        wanted = f"tags.`lyapsweep.kind` = 'sweep' and tags.`lyapsweep.sweep` = '{name}'"
-        assert experiment is not None, "the store has just found the sweep"
-        runs = client.search_runs([experiment.experiment_id], wanted, max_results=1)
-        run_id = runs[0].info.run_id
-        if not any(f.path == f"{FOLDER}/{FILE}" for f in client.list_artifacts(run_id, FOLDER)):
-            return None
-        with tempfile.TemporaryDirectory(prefix="lyapsweep-") as folder:
-            return _text(Path(client.download_artifacts(run_id, f"{FOLDER}/{FILE}", folder)))
-    except MlflowException as error:
-        brief = (str(error).splitlines() or [""])[0]
-        raise StoreError(f"the plan of sweep {name!r} cannot be read: {brief}") from error
+    """The text of the file stored with the sweep."""
+    file = f"{FOLDER}/{FILE}"
+    if file not in store.attached(name, FOLDER):
+        return None
+    with tempfile.TemporaryDirectory(prefix="lyapsweep-") as folder:
+        path = Path(folder) / FILE
+        store.fetch(name, file, path)
+        return _text(path)
 
 
 def _text(path: Path) -> str:

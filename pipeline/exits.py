@@ -25,6 +25,7 @@ _BAD_USAGE = {
     "MissingDataError",
     "CorruptDataError",
     "TableError",
+    "TransferError",
     "NameInUseError",
     "NoSuchSweepError",
     "BadNameError",

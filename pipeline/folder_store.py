@@ -147,6 +147,35 @@ class FolderStore:
             target.mkdir(parents=True, exist_ok=True)
             shutil.copy2(path, target / path.name)
 
+    def attached(self, name: str, folder: str = "") -> list[str]:
+        """Every file but those of the trials and the description."""
+        self.sweep(name)
+        root = self.root / name
+        ours = {root / "trials", root / "running"}
+        return sorted(
+            path.relative_to(root).as_posix()
+            for path in (root / folder).rglob("*")
+            if path.is_file() and path.parent != root and not ours & set(path.parents)
+        )
+
+    @_guarded
+    def fetch(self, name: str, file: str, target: Path) -> None:
+        """Copies it."""
+        if file not in self.attached(name, str(Path(file).parent)):
+            raise KeyError(f"sweep {name!r} has no file {file!r}")
+        shutil.copyfile(self.root / name / file, target)
+
+    @_guarded
+    def fetch_trial(self, name: str, number: int, folder: Path) -> Path:
+        """Copies record and weights."""
+        self.record(name, number)
+        source, target = self._file(name, number), folder / f"trial-{number:05d}.parquet"
+        shutil.copyfile(source, target)
+        weights = source.with_suffix(".safetensors")
+        if weights.exists():
+            shutil.copyfile(weights, target.with_suffix(".safetensors"))
+        return target
+
     def _file(self, name: str, number: int) -> Path:
         return self.root / name / "trials" / f"{number:05d}.parquet"
 

@@ -10,12 +10,10 @@ MLflow is the browser and the archive; the numbers themselves are in the Parquet
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
-from urllib.parse import unquote, urlparse
 
 # Set before mlflow is imported: it reads them once.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -36,6 +34,7 @@ from mlflow.entities import Metric, Param, RunStatus, RunTag, ViewType
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
+from pipeline import mlflow_artifacts as artifacts
 from pipeline import records
 from pipeline.mlflow_fields import metrics_of, note, params_of
 from pipeline.mlflow_place import (
@@ -343,6 +342,32 @@ class MlflowStore:
         else:
             client.log_artifact(parent, str(path), folder)
 
+    @_guarded
+    def attached(self, name: str, folder: str = "") -> list[str]:
+        """Every artifact of the parent run but what describes the sweep."""
+        found = artifacts.listed(self._connect(), self._require_parent(name), folder)
+        return sorted(set(found) - {"sweep.json", "config.yaml"})
+
+    @_guarded
+    def fetch(self, name: str, file: str, target: Path) -> None:
+        """Downloads it."""
+        parent = self._require_parent(name)
+        if file not in self.attached(name, file.rpartition("/")[0]):
+            raise KeyError(f"sweep {name!r} has no file {file!r}")
+        artifacts.download(self._connect(), parent, file, target)
+
+    @_guarded
+    def fetch_trial(self, name: str, number: int, folder: Path) -> Path:
+        """Downloads record and weights."""
+        self.record(name, number)
+        client, run_id = self._connect(), self._trials(name)[number]
+        target = folder / f"trial-{number:05d}.parquet"
+        weights = target.with_suffix(".safetensors")
+        artifacts.download(client, run_id, target.name, target)
+        if weights.name in artifacts.listed(client, run_id):
+            artifacts.download(client, run_id, weights.name, weights)
+        return target
+
     def _exists(self) -> bool:
         """False for a SQLite file not there yet, which merely looking must not create."""
         database = sqlite_path(self.uri)
@@ -430,28 +455,8 @@ class MlflowStore:
                 raise RecordError(f"{path}: corrupt, its sha256 is not the one recorded")
             return records.read(path)
 
-    def _artifact(self, run_id: str, root: str, name: str) -> "_Artifact":
-        return _Artifact(self._connect(), run_id, root, name)
-
-
-class _Artifact:
-    """An artifact as a local path: in place where it is local, else downloaded for a while."""
-
-    def __init__(self, client: MlflowClient, run_id: str, root: str, name: str) -> None:
-        self._client, self._run_id, self._name = client, run_id, name
-        parsed = urlparse(root)
-        self._local = Path(unquote(parsed.path)) / name if parsed.scheme in ("", "file") else None
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
-
-    def __enter__(self) -> Path:
-        if self._local is not None:
-            return self._local
-        self._folder = tempfile.TemporaryDirectory(prefix="lyapsweep-")
-        return Path(self._client.download_artifacts(self._run_id, self._name, self._folder.name))
-
-    def __exit__(self, *_: object) -> None:
-        if self._folder is not None:
-            self._folder.cleanup()
+    def _artifact(self, run_id: str, root: str, name: str) -> artifacts.Artifact:
+        return artifacts.Artifact(self._connect(), run_id, root, name)
 
 
 def _touch(uri: str) -> None:

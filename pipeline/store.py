@@ -117,6 +117,18 @@ class Store(Protocol):
     def attach(self, name: str, path: Path, folder: str) -> None:
         """Keeps a file or folder (a report, say) with the sweep under `folder`."""
 
+    def attached(self, name: str, folder: str = "") -> list[str]:
+        """The files that are kept with the sweep (under `folder`), as FOLDER/FILE, sorted."""
+
+    def fetch(self, name: str, file: str, target: Path) -> None:
+        """Copies one of `attached` to the path `target`. Raises KeyError."""
+
+    def fetch_trial(self, name: str, number: int, folder: Path) -> Path:
+        """Copies a finished trial's files into `folder`, as `publish` takes them, and checks them.
+
+        Returns the path of the record. Raises KeyError, RecordError.
+        """
+
 
 class BadNameError(ValueError):
     """A name that no sweep can have."""
