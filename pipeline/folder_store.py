@@ -15,6 +15,7 @@ from typing import Any, ParamSpec, TypeVar
 from pipeline import records
 from pipeline.records import TrialRecord
 from pipeline.store import (
+    Entry,
     NameInUseError,
     NoSuchSweepError,
     StoreError,
@@ -123,6 +124,34 @@ class FolderStore:
         for record in self.records(name):
             found[record.header.trial] = record.header.state
         return dict(sorted(found.items()))
+
+    def entries(self, name: str) -> list[Entry]:
+        """Files, and markers of trials that have none or are also said to be running."""
+        self.sweep(name)
+        found = []
+        for path in (self.root / name / "trials").glob("*.parquet"):
+            number = int(path.stem)
+            has_marker = self._marker(name, number).exists()
+            try:
+                header = records.read(path).header
+                uid, state = header.trial_uid, header.state
+            except records.RecordError:
+                uid, state = f"{self.sweep(name).sweep_id}/{number}", "complete"
+            found.append(Entry(number, uid, state, not has_marker, path.name))
+        there = {entry.number for entry in found}
+        for marker in (self.root / name / "running").glob("*.json"):
+            content = json.loads(marker.read_text())
+            if content["number"] not in there:
+                state = content["state"]
+                found.append(Entry(content["number"], content["uid"], state, True, marker.name))
+        return sorted(found, key=lambda entry: entry.number)
+
+    @_guarded
+    def remove_entry(self, name: str, key: str) -> None:
+        """Removes a marker."""
+        if not key.endswith(".json"):
+            raise StoreError(f"{key} of {name!r} is a record, which is not removed")
+        (self.root / name / "running" / Path(key).name).unlink(missing_ok=True)
 
     def records(self, name: str) -> Iterator[TrialRecord]:
         """All trials' files."""

@@ -48,6 +48,7 @@ from pipeline.mlflow_place import (
 from pipeline.records import RecordError, TrialRecord
 from pipeline.sqlite_files import fold
 from pipeline.store import (
+    Entry,
     NameInUseError,
     NoSuchSweepError,
     StoreError,
@@ -314,6 +315,34 @@ class MlflowStore:
         self.sweep(name)
         found = {int(run.data.tags[_NUMBER]): run.data.tags[_STATE] for run in self._search(name)}
         return dict(sorted(found.items()))
+
+    @_guarded
+    def entries(self, name: str) -> list[Entry]:
+        """Every run of a trial."""
+        self.sweep(name)
+        found = []
+        for run in self._search(name):
+            tags, status = run.data.tags, run.info.status
+            state = tags[_STATE]
+            found.append(
+                Entry(
+                    number=int(tags[_NUMBER]),
+                    uid=tags.get(_UID, ""),
+                    state=state,
+                    is_closed=status == _RUN_STATUS[state],
+                    key=run.info.run_id,
+                )
+            )
+        return sorted(found, key=lambda entry: entry.number)
+
+    @_guarded
+    def remove_entry(self, name: str, key: str) -> None:
+        """Deletes a run, as MLflow deletes: `mlflow gc` makes it final."""
+        run = self._connect().get_run(key)
+        if run.data.tags.get(_SWEEP) != name or run.data.tags.get(_STATE) in _FINISHED:
+            raise StoreError(f"run {key} is not an unfinished one of {name!r}; it stays")
+        self._connect().delete_run(key)
+        self.forget()
 
     @_guarded
     def records(self, name: str) -> Iterator[TrialRecord]:

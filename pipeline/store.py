@@ -76,6 +76,24 @@ class TrialStart:
     log_scaled: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class Entry:
+    """One entry of a trial in a store, as it is. There should be one a trial.
+
+    Attributes:
+        number, uid: of the trial.
+        state: running, interrupted, complete, diverged, pruned or failed.
+        is_closed: whether what the store says besides the state agrees with it.
+        key: what the store calls the entry.
+    """
+
+    number: int
+    uid: str
+    state: str
+    is_closed: bool
+    key: str
+
+
 class Store(Protocol):
     """Duties: durable when a method returns, idempotent, one writer, many readers."""
 
@@ -107,6 +125,12 @@ class Store(Protocol):
 
     def states(self, name: str) -> dict[int, str]:
         """Trial number → running, interrupted, complete, diverged, pruned or failed."""
+
+    def entries(self, name: str) -> list[Entry]:
+        """Every entry of a trial, by number: what `lyapsweep doctor` looks at."""
+
+    def remove_entry(self, name: str, key: str) -> None:
+        """Removes an entry that is not finished. Raises StoreError where it is."""
 
     def records(self, name: str) -> Iterator[TrialRecord]:
         """All published trials in order of their numbers. Raises RecordError on a bad file."""
