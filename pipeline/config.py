@@ -78,6 +78,8 @@ class Execution(Config):
     attempts: how often a trial is tried when its worker is lost.
     max_failed_share: share of the trials that may raise before the sweep stops.
     keep_weights: store every trial's final weights as safetensors.
+    checkpoint: after every how many epochs to write down where a cohort stands, so that a crash
+        costs no more; auto does so once a minute, null never. Only the driver's disk is used.
     """
 
     executor: Literal["auto", "inline", "process", "ray"] = "auto"
@@ -88,6 +90,7 @@ class Execution(Config):
     attempts: Annotated[int, Bounds(ge=1, le=100)] = 3
     max_failed_share: Annotated[float, Bounds(ge=0, le=1)] = 0.2
     keep_weights: bool = False
+    checkpoint: Annotated[int, Bounds(ge=1)] | Literal["auto"] | None = "auto"
 
     @property
     def num_threads(self) -> int:
@@ -168,6 +171,7 @@ class SweepConfig:
             threads=self.execution.num_threads,
             keep_weights=self.execution.keep_weights,
             pauses=frozenset() if pruner is None else pruner.rungs,
+            checkpoint=self.execution.checkpoint,
         )
 
     def with_cohort_size(self, cohort_size: int) -> "SweepConfig":

@@ -282,10 +282,10 @@ def _told(info: SweepInfo, home: Home, found: Examination) -> list[FrozenTrial] 
         study = optuna.load_study(study_name=f"{info.name}-{info.sweep_id}", storage=storage)
         return study.get_trials(deepcopy=False)
     except KeyError:
-        found.unchecked.append(f"Optuna: {home.optuna_url} has no study of this sweep")
+        found.unchecked.append(f"Optuna: {home.optuna_name} has no study of this sweep")
     except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.OptunaError, RuntimeError) as error:
         brief = (str(getattr(error, "orig", None) or error).strip().splitlines() or ["?"])[0]
-        found.findings.append(Finding("wrong", None, f"Optuna: {home.optuna_url}: {brief}"))
+        found.findings.append(Finding("wrong", None, f"Optuna: {home.optuna_name}: {brief}"))
     return None
 
 

@@ -3,6 +3,7 @@
 <home>/optuna.db                    every study of this folder
 <home>/sweeps/<name>/lock           held while a driver runs the sweep
 <home>/sweeps/<name>/spool/         finished trials not yet taken over by the store
+<home>/sweeps/<name>/checkpoints/   where trials in training stood last
 """
 
 import fcntl
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.sqlite_files import fold, prefer_wal
+from pipeline.store import hide_password
 
 DEFAULT_HOME = ".lyapsweep"
 
@@ -52,9 +54,19 @@ class Home:
         return self.folder / "spool"
 
     @property
+    def checkpoints(self) -> Path:
+        """Where cohorts in training can be taken up."""
+        return self.folder / "checkpoints"
+
+    @property
     def optuna_url(self) -> str:
         """LYAPSWEEP_OPTUNA, else a SQLite file here. Never MLflow's: both own a version table."""
         return os.environ.get("LYAPSWEEP_OPTUNA") or f"sqlite:///{self.root / 'optuna.db'}"
+
+    @property
+    def optuna_name(self) -> str:
+        """`optuna_url` to be shown: without its password."""
+        return hide_password(self.optuna_url)
 
     @property
     def optuna_file(self) -> Path | None:

@@ -7,7 +7,6 @@ import shutil
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
-from urllib.parse import unquote, urlparse
 
 from pipeline.sqlite_files import prefer_wal
 from pipeline.store import StoreError
@@ -116,12 +115,3 @@ def artifact_location(uri: str) -> str | None:
     database = sqlite_path(uri)
     folder = Path.cwd() if database is None else database.parent
     return str(folder.absolute() / "mlruns")
-
-
-def hide_password(uri: str, text: str | None = None) -> str:
-    """`text`, by default the URI itself, without the URI's password."""
-    text = uri if text is None else text
-    parsed = urlparse(uri)
-    for secret in {parsed.password or "", unquote(parsed.password or "")} - {""}:
-        text = text.replace(f":{secret}@", ":***@").replace(f"password={secret}", "password=***")
-    return text

@@ -41,7 +41,6 @@ from pipeline.mlflow_place import (
     artifact_location,
     check_writable,
     create_database,
-    hide_password,
     pristine_database,
     sqlite_path,
 )
@@ -55,6 +54,7 @@ from pipeline.store import (
     StoreFullError,
     SweepInfo,
     TrialStart,
+    hide_password,
 )
 
 _PREFIX = "lyapsweep."

@@ -111,6 +111,16 @@ class Optimiser:
         self.moments = {name: moment[rows] for name, moment in self.moments.items()}
         self._columns = {name: column[rows] for name, column in self._columns.items()}
 
+    @property
+    def state(self) -> dict[str, Tensor]:
+        """What moves with the updates besides the parameters; each leads with the member axis.
+
+        Whoever writes to these tensors, the memory stays, sets the optimiser back. Rates are not
+        among them: `start_epoch` sets them.
+        """
+        powers = ("beta1_power", "beta2_power") if "second" in self.moments else ()
+        return {**self.moments, **{name: self._columns[name] for name in powers}}
+
     @torch.no_grad()
     def step(self, gradient_NP: Tensor, alive_N: Tensor) -> Tensor:
         """One update; may overwrite the gradient. Returns which members are alive after it, (N,).

@@ -9,7 +9,7 @@ import itertools
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from pipeline.optim import Trainer
 from tasks.base import Config, per_member_fields
@@ -45,6 +45,7 @@ class Shared:
         threads: torch threads of the process that trains it.
         keep_weights: whether a member's weights come along at its last rung.
         pauses: epochs at whose rung training waits to be told who leaves.
+        checkpoint: after every how many epochs a snapshot comes along; "auto": once a minute.
     """
 
     sweep_seed: int
@@ -53,6 +54,7 @@ class Shared:
     threads: int = 1
     keep_weights: bool = False
     pauses: frozenset[int] = frozenset()
+    checkpoint: int | Literal["auto"] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

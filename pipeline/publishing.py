@@ -10,7 +10,7 @@ import logging
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ import optuna
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from pipeline import records
+from pipeline.checkpoints import Resumption
 from pipeline.config import SweepConfig
 from pipeline.home import Home
 from pipeline.plan import TrialSpec
@@ -74,12 +75,13 @@ class Publisher:
         self._log_scaled = tuple(path for path, r in config.space.items() if r.is_log)
         self._starts: dict[int, TrialStart] = {}
         self._rows: dict[int, list[Row]] = {}
+        self._resumed: dict[int, tuple[int, ...]] = {}
         self._unbegun: set[int] = set()
         self._waiting: deque[Path] = deque()
         self._retry_at, self._retries = 0.0, 0
 
-    def begin(self, spec: TrialSpec, trial: Trial) -> TrialStart:
-        """A trial is trained from its start, once more if it was before."""
+    def begin(self, spec: TrialSpec, trial: Trial, point: Resumption | None = None) -> TrialStart:
+        """A trial is trained, once more if it was before: from its start, or from a checkpoint."""
         number = spec.number
         if number in self._starts:
             attempt = self._starts[number].attempt
@@ -87,14 +89,15 @@ class Publisher:
             attempt = int(trial.user_attrs.get("attempt", 0))
         attempt += 1
         trial.set_user_attr("attempt", attempt)
-        self._rows[number] = []
+        self._rows[number] = [] if point is None else list(point.rows[number])
+        self._resumed[number] = () if point is None else point.resumed_at
         self._starts[number] = TrialStart(
             number=number,
             uid=self.uid(number),
             seed=spec.seed,
             params=self._config.params(spec),
             sampled=tuple(self._config.space),
-            start_ms=now_ms(),
+            start_ms=now_ms() if point is None else point.start_ms.get(number, now_ms()),
             attempt=attempt,
             log_scaled=self._log_scaled,
         )
@@ -112,9 +115,24 @@ class Publisher:
         """What came of a trial at a rung."""
         self._rows[number] += rows
 
+    def rows(self, numbers: Iterable[int]) -> dict[int, list[Row]]:
+        """What came of trials so far."""
+        return {number: self._rows[number] for number in numbers}
+
+    def start_ms(self, numbers: Iterable[int]) -> dict[int, int]:
+        """When trials were begun."""
+        return {number: self._starts[number].start_ms for number in numbers}
+
+    def start_over(self, number: int) -> TrialStart:
+        """A trial that was to go on from a checkpoint is trained from its start after all."""
+        self._rows[number], self._resumed[number] = [], ()
+        return self._starts[number]
+
     def end(self, number: int, ending: Ending) -> None:
         """Spools a trial; from here on it is never trained again. Raises OSError, SweepError."""
         start = self._starts[number]
+        resumed_at = self._resumed.get(number)
+        resumed = {"resumed_at": list(resumed_at)} if resumed_at else {}
         header = TrialHeader(
             sweep=self._info.name,
             trial=number,
@@ -132,7 +150,7 @@ class Publisher:
             start_ms=start.start_ms,
             end_ms=now_ms(),
             error=ending.error,
-            provenance={**self._provenance, **ending.provenance},
+            provenance={**self._provenance, **ending.provenance, **resumed},
         )
         path = self._home.spool_path(number)
         if ending.weights is not None:

@@ -252,8 +252,8 @@ def scalars(table: pa.Table) -> pd.DataFrame:
             "epoch": frame["epoch"].to_pandas(),
             "update": frame["update"].to_pandas(),
             "quantity": frame["quantity"].to_pandas(),
-            "value": [_only(v) for v in frame["values"].to_pylist()],
-            "error": [_only(v) for v in frame["error"].to_pylist()],
+            "value": firsts(frame["values"]),
+            "error": firsts(frame["error"]),
             "unit": frame["unit"].to_pandas(),
             "flags": frame["flags"].to_pylist(),
             "seconds": frame["seconds"].to_pandas(),
@@ -293,9 +293,30 @@ def tidy(table: pa.Table, quantity: str) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
 
 
-def arrays(rows: Sequence[dict[str, Any]]) -> list[np.ndarray]:
-    """Values of rows (as from `Table.to_pylist`) in their shapes."""
-    return [np.asarray(r["values"], dtype=np.float64).reshape(r["shape"]) for r in rows]
+def arrays(table: pa.Table) -> list[np.ndarray]:
+    """Values of each row in their shape. They share their memory."""
+    flat, starts, ends = _flat(table["values"])
+    shapes = table["shape"].to_pylist()
+    return [
+        flat[start:end].reshape(shape)
+        for start, end, shape in zip(starts, ends, shapes, strict=True)
+    ]
+
+
+def firsts(lists: pa.ChunkedArray) -> np.ndarray:
+    """The first number of each list; NaN where there is none."""
+    flat, starts, ends = _flat(lists)
+    found = np.full(len(lists), math.nan)
+    found[starts < ends] = flat[starts[starts < ends]]
+    return found
+
+
+def _flat(lists: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """All numbers of a column of lists, and where those of each begin and end."""
+    flat = pc.list_flatten(lists).to_numpy()
+    sizes = pc.fill_null(pc.list_value_length(lists), 0).to_numpy()
+    ends = np.cumsum(sizes)
+    return flat, ends - sizes, ends
 
 
 def content_hash(table: pa.Table) -> str:
@@ -311,7 +332,3 @@ def content_hash(table: pa.Table) -> str:
         digest.update(name.encode())
         digest.update(json.dumps(column, allow_nan=True, default=str).encode())
     return digest.hexdigest()
-
-
-def _only(values: list[float] | None) -> float:
-    return values[0] if values else math.nan

@@ -37,6 +37,7 @@ from pipeline.home import Home
 from pipeline.plan import Cohort
 from pipeline.practice import Memory, Pace, Practice, memory
 from pipeline.rows import Row
+from pipeline.snapshot import Snapshot
 from pipeline.store import open_store, store_uri
 from pipeline.sweep import Driver, create, preflight, typical_cohort
 from pipeline.train import Rung, build
@@ -227,7 +228,7 @@ class _Echo:
         self._members = 0
         self._making = 0.0
 
-    def submit(self, cohort: Cohort) -> None:
+    def submit(self, cohort: Cohort, snapshot: Snapshot | None = None) -> None:
         self._submitted.append(time.monotonic())
         self._cohort, self._rungs = cohort, self._rungs_of(cohort)
         self._members = self._members or len(cohort.trials)

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
+from urllib.parse import unquote, urlparse
 
 from pipeline.records import TrialRecord
 
@@ -166,6 +167,15 @@ def check_name(name: str) -> str:
             "starting with a letter or digit"
         )
     return name
+
+
+def hide_password(uri: str, text: str | None = None) -> str:
+    """`text`, by default the URI itself, without the URI's password."""
+    text = uri if text is None else text
+    parsed = urlparse(uri)
+    for secret in {parsed.password or "", unquote(parsed.password or "")} - {""}:
+        text = text.replace(f":{secret}@", ":***@").replace(f"password={secret}", "password=***")
+    return text
 
 
 def store_uri(uri: str | None = None) -> str:

@@ -6,14 +6,15 @@ each trial, in this order, every step idempotent:
 1. ask: Optuna has it as RUNNING, its values are fixed, its seed is hash(sweep seed, number);
 2. begin: the store has it as running;
 3. train, by an executor, to its end or to the rung where the pruner lets it go (which starts
-   before 2, so that workers do not wait for the store);
+   before 2, so that workers do not wait for the store); meanwhile checkpoints are written;
 4. spool: one Parquet file, written atomically; from here on it is never trained again;
 5. publish: the store takes the file over;
 6. tell: Optuna has its value;
 7. unspool.
 
 A driver that dies between any two is replayed by `resume`: what is spooled is published and
-told, what is RUNNING without a spool file is trained again with the same values and seed.
+told, what is RUNNING without a spool file is trained again with the same values and seed, from
+its last checkpoint where there is one (docs/durability.md).
 """
 
 import dataclasses
@@ -30,6 +31,7 @@ from optuna.trial import FrozenTrial
 from pipeline import accounting, records
 from pipeline.accounting import Progress
 from pipeline.asking import Asker
+from pipeline.checkpoints import Checkpoints, Resumption
 from pipeline.config import SweepConfig, check, hash_of
 from pipeline.executors.base import Event, Executor, Lost, Raised, Reached, Stopped
 from pipeline.home import Home
@@ -40,6 +42,7 @@ from pipeline.publishing import Ending, Publisher, SweepError, state_of
 from pipeline.records import TrialHeader
 from pipeline.rows import now_ms
 from pipeline.sizing import settled
+from pipeline.snapshot import Snapshot
 from pipeline.store import NameInUseError, NoSuchSweepError, Store, SweepInfo
 from pipeline.train import Rung, build, diagnostics_of
 from tasks.base import UnsuitableError
@@ -175,6 +178,11 @@ class Driver:
         self._referee: Referee | None = None
         if config.judge is not None and isinstance(config.pruner.config, PrunerConfig):
             self._referee = Referee(config.judge, config.pruner.config.lag or 1)
+        self._checkpoints = Checkpoints(home.checkpoints, info.sweep_id, self._say)
+        self._saved: dict[int, int] = {}
+        """Trial → epoch from which it would be taken up."""
+        self._inherited: dict[int, int] = {}
+        """Trial → epochs of it that an earlier driver trained."""
         self._lost_times: dict[int, int] = {}
         self._in_flight = 0
         self._pausing: dict[tuple[int, ...], tuple[Cohort, Rung]] = {}
@@ -192,7 +200,7 @@ class Driver:
             except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.OptunaError) as error:
                 text = str(getattr(error, "orig", None) or error.__cause__ or error)
                 raise SweepError(
-                    f"Optuna's database {self.home.optuna_url}: {text.strip().splitlines()[0]}"
+                    f"Optuna's database {self.home.optuna_name}: {text.strip().splitlines()[0]}"
                 ) from error
 
     def _run(self) -> Outcome:
@@ -241,7 +249,7 @@ class Driver:
         if not trials and self.store.states(self.info.name):
             raise SweepError(
                 f"the store has trials of {self.info.name!r} of which Optuna's database "
-                f"{self.home.optuna_url} knows nothing; go on from the folder in which the sweep "
+                f"{self.home.optuna_name} knows nothing; go on from the folder in which the sweep "
                 "was started, or set LYAPSWEEP_HOME or LYAPSWEEP_OPTUNA to what was used there"
             )
         self._publisher.drain(lambda: self._listen(self.progress))
@@ -258,22 +266,44 @@ class Driver:
             for record in self.store.records(self.info.name):
                 self._referee.restore(_trace(record, self._referee.pruner.quantities))
         self._asker.resume(left, finished)
+        self._checkpoints.drop_all_but(self._asker.queue)
 
     def _fill_slots(self) -> None:
-        submitted = []
+        submitted: list[tuple[Cohort, Resumption | None]] = []
         while not self.progress.is_stopping and self._in_flight < self.executor.num_slots:
             if not self._asker.queue and not self._asker.ask():
                 break
             cohort = self._asker.queue.popleft()
-            self.executor.submit(cohort)
+            due = [spec.number for spec in self._asker.due_of(cohort)]
+            point = self._checkpoints.load(cohort, due)
+            self.executor.submit(cohort, None if point is None else point.snapshot)
             self._in_flight += 1
-            submitted.append(cohort)
+            submitted.append((cohort, point))
         # While they train: nothing of a trial is recorded before the next poll.
-        for spec in [spec for cohort in submitted for spec in self._asker.due_of(cohort)]:
-            start = self._publisher.begin(spec, self._asker.trials[spec.number])
-            self.progress.running[spec.number] = 0
-            if self._referee:
-                self._referee.begin(spec.number, start.params)
+        for cohort, point in submitted:
+            for spec in self._asker.due_of(cohort):
+                self._begin(spec, point)
+
+    def _begin(self, spec: TrialSpec, point: Resumption | None) -> None:
+        number = spec.number
+        start = self._publisher.begin(spec, self._asker.trials[number], point)
+        self._stand(number, 0 if point is None else point.snapshot.epoch)
+        if self._referee:
+            self._referee.begin(number, start.params)
+            rows = [] if point is None else point.rows[number]
+            for row in rows:
+                if row.quantity == "val_loss":
+                    seen = rows if row.epoch == 0 else []
+                    self._referee.see(number, row.epoch, float(row.values), seen)
+
+    def _stand(self, number: int, epoch: int) -> None:
+        """A trial is trained on from an epoch; what of it was trained beyond is so again."""
+        before = self._inherited.get(number)
+        inherited = epoch if before is None else min(before, epoch)
+        self.progress.epochs_before += inherited - (before or 0)
+        self.progress.epochs_again += max(0, self._saved.get(number, 0) - epoch)
+        self.progress.running[number] = self._saved[number] = epoch
+        self._inherited[number] = inherited
 
     # Events.
 
@@ -283,6 +313,7 @@ class Driver:
                 self._take(cohort, rung)
             case Raised(cohort, traceback):
                 self._in_flight -= 1
+                self._checkpoints.drop(cohort)
                 due = self._asker.due_of(cohort)
                 if len(cohort.trials) > 1:
                     # Which member raised is unknown: try each alone, the others must not suffer.
@@ -303,7 +334,9 @@ class Driver:
     def _take(self, cohort: Cohort, rung: Rung) -> None:
         """Records what came of a cohort's members at a rung, and who ends there."""
         due = self._asker.due_of(cohort)
-        if rung.epoch > 0:
+        if rung.refused:
+            self._start_over(cohort, rung.refused)
+        if rung.epoch > 0 and not rung.is_resumed:
             trained = sum(1 for number in cohort.numbers if rung.rows[number])
             self.progress.epochs_again += trained - len(due)
         for spec in due:
@@ -318,8 +351,31 @@ class Driver:
         for spec in due:
             if rung.is_last or spec.number in rung.diverged_at:
                 self._finish(spec, rung)
+        if rung.is_last:
+            self._checkpoints.drop(cohort)
+        elif rung.snapshot is not None:
+            self._save(cohort, rung.snapshot)
         if not rung.is_last and rung.epoch in cohort.pauses:
             self._pausing[cohort.numbers] = cohort, rung
+
+    def _save(self, cohort: Cohort, snapshot: Snapshot) -> None:
+        """Writes down where a cohort stands, now that those who ended there are spooled."""
+        numbers = [spec.number for spec in self._asker.due_of(cohort)]
+        rows, begun = self._publisher.rows(numbers), self._publisher.start_ms(numbers)
+        if numbers and self._checkpoints.keep(cohort, snapshot, rows, begun):
+            for number in numbers:
+                self._saved[number] = snapshot.epoch
+                # Whoever comes further each time may be lost as often as it likes.
+                self._lost_times.pop(number, None)
+
+    def _start_over(self, cohort: Cohort, reason: str) -> None:
+        """A worker could not go on from a checkpoint, and has begun from the beginning."""
+        self._checkpoints.refuse(cohort, reason)
+        for spec in self._asker.due_of(cohort):
+            start = self._publisher.start_over(spec.number)
+            self._stand(spec.number, 0)
+            if self._referee:
+                self._referee.begin(spec.number, start.params)
 
     def _answer_pauses(self) -> None:
         """Tells pausing cohorts who leaves, as soon as that can be said.
@@ -344,6 +400,7 @@ class Driver:
                     self.executor.advance(cohort, leaving)
                 else:
                     self._in_flight -= 1
+                    self._checkpoints.drop(cohort)
                     self.executor.release(cohort)
 
     def _lose(self, cohort: Cohort, reason: str) -> None:
@@ -365,11 +422,15 @@ class Driver:
             if max(self._lost_times[s.number] for s in again) == 1:
                 self._asker.again(cohort)
             else:
+                # Not from the checkpoint, which may be what no worker survives.
+                self._checkpoints.drop(cohort)
                 self._asker.again_alone(again)
 
     def _forget(self, number: int) -> None:
-        """An attempt at a trial comes to nothing."""
-        self.progress.epochs_again += self.progress.running.pop(number, 0)
+        """An attempt at a trial comes to nothing beyond its last checkpoint."""
+        if number in self.progress.running:
+            epoch = self.progress.running.pop(number)
+            self.progress.epochs_again += epoch - self._saved.get(number, 0)
 
     def _interrupt(self, number: int, reason: str) -> None:
         self._forget(number)

@@ -7,7 +7,9 @@ A member whose loss or gradient is not finite has diverged: it is frozen at its 
 weights, its losses are recorded once as NaN with the flag `diverged`, and it leaves at the next
 rung. Whoever leaves is cut out of the population; the others go on as if it had stayed.
 
-Shapes: N members, B examples, T steps, M predictions.
+At some rungs a `Snapshot` comes along, from which training goes on as if it had never ended.
+
+Shapes: N members, B examples, T steps.
 """
 
 import dataclasses
@@ -24,15 +26,33 @@ from torch import Tensor
 
 from pipeline import catalog
 from pipeline.capture import CudaGraphs, Recorder, Steps
-from pipeline.diagnostics.base import Diagnostic, Moment, Reading
+from pipeline.diagnostics.base import Diagnostic
 from pipeline.optim import Optimiser, Trainer
 from pipeline.plan import Cohort
-from pipeline.rows import Row, now_ms
-from tasks.base import Batch, Split, Task, UnsuitableError, generator_for, seed_for
+from pipeline.rows import Row
+from pipeline.rung_rows import RungRows, evaluate
+from pipeline.snapshot import Snapshot, SnapshotError, restore, take
+from pipeline.spending import Spending
+from tasks.base import Batch, Task, UnsuitableError, generator_for, seed_for
 from tasks.networks.base import Network
 from tasks.networks.dropout import DropoutStreams
 
+__all__ = [
+    "Population",
+    "Rung",
+    "build",
+    "diagnostics_of",
+    "evaluate",
+    "load_task",
+    "train",
+    "train_epoch",
+    "update",
+]
+
 _UPDATES_BETWEEN_LOOKS = 32
+
+SECONDS_BETWEEN_SNAPSHOTS = 60.0
+"""Of `auto`: a snapshot takes some milliseconds, on the way to the disk some dozens."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +68,10 @@ class Rung:
         weights: trial number → name → array, if asked for, of trials that diverged since the
             rung before or that reached the last epoch.
         provenance: what this process is: versions, data fingerprint.
+        snapshot: where training stands, if one is due; of those who live and before anyone leaves.
+        is_resumed: True of the first rung after a snapshot was restored: the rung at which it was
+            taken, once more, without its rows.
+        refused: why a snapshot could not be restored, so that this is rung 0; else empty.
     """
 
     epoch: int
@@ -58,6 +82,9 @@ class Rung:
     is_last: bool
     weights: dict[int, dict[str, np.ndarray]] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
+    snapshot: Snapshot | None = None
+    is_resumed: bool = False
+    refused: str = ""
 
 
 @dataclass
@@ -105,6 +132,14 @@ class Population:
         self.dropout.select(rows)
         self.alive_N, self.begun_N = self.alive_N[rows], self.begun_N[rows]
         self.diverged_at = {n: u for n, u in self.diverged_at.items() if n in self.numbers}
+
+    def note_divergence(self) -> None:
+        """Brings `diverged_at` up to date."""
+        for number, is_alive, died_at in zip(
+            self.numbers, self.alive_N.tolist(), self.died_at_N.tolist(), strict=True
+        ):
+            if not is_alive:
+                self.diverged_at[number] = died_at
 
 
 def build(
@@ -176,52 +211,46 @@ def diagnostics_of(cohort: Cohort, network: Network, task: Task) -> list[Diagnos
 
 
 def train(
-    cohort: Cohort, task: Task | None = None
+    cohort: Cohort, task: Task | None = None, snapshot: Snapshot | None = None
 ) -> Generator[Rung, Collection[int] | None, None]:
     """Trains a cohort and yields a `Rung` before training and after each epoch.
 
     Trials whose numbers are sent back leave at that rung; it was their last, and what they have
     recorded by then is what they would have recorded by then had they stayed.
+
+    With a `snapshot` it begins with the rung at which that was taken, and from there on every
+    rung is what it would have been. One that cannot be restored is refused, and said to be.
     """
     population = build(cohort, task)
     diagnostics = diagnostics_of(cohort, population.network, population.task)
     num_epochs = cohort.trials[0].trainer.epochs
-    spent = _Spending(num_epochs)
-    diverged_at: dict[int, int] = {}
-    for epoch in range(num_epochs + 1):
-        recorder = _Recorder(population, epoch)
-        if epoch > 0:
-            started = time.perf_counter()
-            train_loss_N = train_epoch(population, epoch)
-            seconds = time.perf_counter() - started
-            spent.training += seconds
-            recorder.add("train_loss", train_loss_N, unit="nats", seconds=seconds)
-        val_loss_N = recorder.evaluate("validation", "val")
-        is_last = epoch == num_epochs or not bool(population.alive_N.any())
-        if is_last:
-            # Members dead by now have no test rows: alone, this rung might have been their
-            # last, in company it is not, and company must not show in a trial's records.
-            recorder.forget_the_dead()
-            recorder.evaluate("test", "test")
-        for choice, diagnostic in zip(cohort.measure, diagnostics, strict=True):
-            at = diagnostic.config.at
-            if at is None or epoch in at:
-                spent.measure(choice.name, diagnostic, population, epoch, recorder)
-        newly_diverged = population.diverged_at.keys() - diverged_at.keys()
-        diverged_at |= population.diverged_at
-        ending = population.numbers if is_last else newly_diverged
-        val_loss = dict(zip(population.numbers, val_loss_N.tolist(), strict=True))
-        leaving = yield Rung(
-            epoch=epoch,
-            update=population.update,
-            rows={number: recorder.rows.get(number, []) for number in cohort.numbers},
-            val_loss={number: val_loss.get(number, math.nan) for number in cohort.numbers},
-            diverged_at=dict(diverged_at),
-            is_last=is_last,
-            weights=_weights(population, ending) if cohort.keep_weights else {},
-            provenance=_provenance(population),
-        )
-        if is_last:
+    by_name = {c.name: d for c, d in zip(cohort.measure, diagnostics, strict=True)}
+    spending, first, refused = Spending(num_epochs), 0, ""
+    if snapshot is not None:
+        try:
+            if not 0 < snapshot.epoch < num_epochs:
+                raise SnapshotError(f"must be of an epoch before the last, got {snapshot.epoch}")
+            spending = Spending(num_epochs, snapshot.spent, by_name)
+            restore(population, snapshot)
+            first = snapshot.epoch
+        except (SnapshotError, TypeError, KeyError) as error:
+            snapshot, refused = None, str(error)
+            spending = Spending(num_epochs)
+    diverged_at: dict[int, int] = {} if snapshot is None else dict(snapshot.diverged_at)
+    timer = _Timer(cohort.checkpoint)
+    for epoch in range(first, num_epochs + 1):
+        if snapshot is not None and epoch == first:
+            rung = _resumed(population, snapshot, cohort)
+        else:
+            rung = _rung(population, diagnostics, spending, epoch, cohort, diverged_at)
+            if not rung.is_last and timer.is_due(epoch):
+                found = take(population, epoch, rung.val_loss, rung.diverged_at, spending.spent)
+                rung = dataclasses.replace(rung, snapshot=found)
+            if epoch == 0:
+                rung = dataclasses.replace(rung, refused=refused)
+        diverged_at = dict(rung.diverged_at)
+        leaving = yield rung
+        if rung.is_last:
             return
         gone = {*diverged_at, *(leaving or ())}
         staying = [n for n, number in enumerate(population.numbers) if number not in gone]
@@ -229,6 +258,81 @@ def train(
             return
         if len(staying) < len(population.numbers):
             population.keep(staying)
+
+
+def _rung(
+    population: Population,
+    diagnostics: Sequence[Diagnostic],
+    spending: Spending,
+    epoch: int,
+    cohort: Cohort,
+    diverged_before: dict[int, int],
+) -> Rung:
+    """Trains an epoch, but for epoch 0, and evaluates and measures what is due after it."""
+    rows = RungRows(population, epoch)
+    if epoch > 0:
+        started = time.perf_counter()
+        train_loss_N = train_epoch(population, epoch)
+        seconds = time.perf_counter() - started
+        spending.training += seconds
+        rows.add("train_loss", train_loss_N, unit="nats", seconds=seconds)
+    val_loss_N = rows.evaluate("validation", "val")
+    num_epochs = cohort.trials[0].trainer.epochs
+    is_last = epoch == num_epochs or not bool(population.alive_N.any())
+    if is_last:
+        # Members dead by now have no test rows: alone, this rung might have been their
+        # last, in company it is not, and company must not show in a trial's records.
+        rows.forget_the_dead()
+        rows.evaluate("test", "test")
+    for choice, diagnostic in zip(cohort.measure, diagnostics, strict=True):
+        at = diagnostic.config.at
+        if at is None or epoch in at:
+            spending.measure(choice.name, diagnostic, population, epoch, rows)
+    newly_diverged = population.diverged_at.keys() - diverged_before.keys()
+    ending = population.numbers if is_last else newly_diverged
+    val_loss = dict(zip(population.numbers, val_loss_N.tolist(), strict=True))
+    return Rung(
+        epoch=epoch,
+        update=population.update,
+        rows={number: rows.rows.get(number, []) for number in cohort.numbers},
+        val_loss={number: val_loss.get(number, math.nan) for number in cohort.numbers},
+        diverged_at=diverged_before | population.diverged_at,
+        is_last=is_last,
+        weights=_weights(population, ending) if cohort.keep_weights else {},
+        provenance=_provenance(population),
+    )
+
+
+def _resumed(population: Population, snapshot: Snapshot, cohort: Cohort) -> Rung:
+    """The rung at which a snapshot was taken, once more."""
+    losses = snapshot.val_losses
+    return Rung(
+        epoch=snapshot.epoch,
+        update=snapshot.update,
+        rows={number: [] for number in cohort.numbers},
+        val_loss={number: losses.get(number, math.nan) for number in cohort.numbers},
+        diverged_at=dict(snapshot.diverged_at),
+        is_last=False,
+        provenance=_provenance(population),
+        is_resumed=True,
+    )
+
+
+class _Timer:
+    """Says after which epochs a snapshot is due."""
+
+    def __init__(self, every: int | Literal["auto"] | None) -> None:
+        self._every = every
+        self._last = time.perf_counter() if every == "auto" else 0.0
+
+    def is_due(self, epoch: int) -> bool:
+        if self._every != "auto":
+            return self._every is not None and epoch > 0 and epoch % self._every == 0
+        now = time.perf_counter()
+        if epoch == 0 or now - self._last < SECONDS_BETWEEN_SNAPSHOTS:
+            return False
+        self._last = now
+        return True
 
 
 def train_epoch(population: Population, epoch: int) -> Tensor:
@@ -252,7 +356,7 @@ def train_epoch(population: Population, epoch: int) -> Tensor:
             if count % _UPDATES_BETWEEN_LOOKS == 0 and not bool(population.alive_N.any()):
                 break
     population.network.eval()
-    note_divergence(population)
+    population.note_divergence()
     return total_N / max(1, count)
 
 
@@ -296,229 +400,6 @@ def _advance(
     return loss_N, state
 
 
-@torch.no_grad()
-def evaluate(network: Network, task: Task, split: Split) -> dict[str, Tensor]:
-    """Means over a split of what the task scores, each (N,) float64, dropout off.
-
-    The state of recurrent networks is carried through the split as in training.
-    """
-    network.eval()
-    sums: dict[str, Tensor] = {}
-    count = 0
-    state: Any = None
-    for batch in task.batches(split):
-        outputs_N, state = network(batch.inputs, None if batch.is_start else state)
-        scored = task.per_example(outputs_N, batch.targets)
-        for name, values_NM in scored.items():
-            part_N = values_NM.double().sum(1)
-            sums[name] = sums[name] + part_N if name in sums else part_N
-        count += scored["loss"].shape[1]
-    return task.summarise({name: total / count for name, total in sums.items()})
-
-
-class _Recorder:
-    """Collects one rung's rows for every trial that is not long diverged."""
-
-    def __init__(self, population: Population, epoch: int) -> None:
-        self.population, self.epoch = population, epoch
-        self.rows: dict[int, list[Row]] = {number: [] for number in population.numbers}
-        self._was_alive = population.alive_N.clone()
-
-    def forget_the_dead(self) -> None:
-        """No more rows for members that have diverged by now."""
-        self._was_alive = self.population.alive_N.clone()
-
-    def add(
-        self,
-        quantity: str,
-        values_N: Tensor,
-        *,
-        unit: str = "1",
-        seconds: float | None = None,
-        details: dict[str, Any] | None = None,
-    ) -> None:
-        """A scalar; NaN and a flag for members that diverged since the last rung."""
-        now = now_ms()
-        share = None if seconds is None else seconds / len(self.rows)
-        for n, number in enumerate(self.population.numbers):
-            if not self._was_alive[n]:
-                continue
-            is_alive = bool(self.population.alive_N[n])
-            value = float(values_N[n]) if is_alive else math.nan
-            self.rows[number].append(
-                Row(
-                    epoch=self.epoch,
-                    update=self.population.diverged_at.get(number, self.population.update),
-                    quantity=quantity,
-                    values=np.array(value),
-                    unit=unit,
-                    flags=() if is_alive else ("diverged",),
-                    details=details or {},
-                    seconds=share,
-                    time_ms=now,
-                )
-            )
-
-    def evaluate(self, split: Split, prefix: str) -> Tensor:
-        """Losses and scores of a split. A member whose loss is not finite has diverged."""
-        population = self.population
-        task = population.task
-        started = time.perf_counter()
-        scores = evaluate(population.network, task, split)
-        seconds = time.perf_counter() - started
-        loss_N = torch.where(population.alive_N, scores["loss"], math.nan)
-        population.alive_N.logical_and_(torch.isfinite(loss_N))
-        note_divergence(population)
-        self.add(f"{prefix}_loss", loss_N, unit="nats", seconds=seconds)
-        for name, values_N in scores.items():
-            if name != "loss":
-                self.add(f"{prefix}_{name}", values_N)
-        self.add(
-            f"{prefix}_score",
-            scores[task.score_name],
-            details={"name": task.score_name, "higher_is_better": task.higher_is_better},
-        )
-        return loss_N
-
-    def add_readings(self, readings: Sequence[Reading], seconds: float) -> None:
-        """A diagnostic's readings; the first carries the time they took together."""
-        now = now_ms()
-        for index, reading in enumerate(readings):
-            values_N = reading.values_N.double().cpu().numpy()
-            for n, number in enumerate(self.population.numbers):
-                if not self.population.alive_N[n]:
-                    continue
-                self.rows[number].append(
-                    Row(
-                        epoch=self.epoch,
-                        update=self.population.update,
-                        quantity=reading.quantity,
-                        values=values_N[n],
-                        axes=reading.axes,
-                        unit=reading.unit,
-                        error=_member(reading.error_N, n),
-                        marks=_member(reading.marks_N, n),
-                        flags=tuple(reading.flags[n]) if reading.flags else (),
-                        details=reading.details,
-                        seconds=seconds / len(self.rows) if index == 0 else None,
-                        time_ms=now,
-                    )
-                )
-
-    def add_skipped(self, diagnostic: str, details: dict[str, Any]) -> None:
-        """Says that a measurement was due and not taken."""
-        for n, number in enumerate(self.population.numbers):
-            if self.population.alive_N[n]:
-                self.rows[number].append(
-                    Row(
-                        epoch=self.epoch,
-                        update=self.population.update,
-                        quantity=diagnostic,
-                        values=np.array(math.nan),
-                        flags=("skipped_over_budget",),
-                        details=details,
-                        time_ms=now_ms(),
-                    )
-                )
-
-
-class _Spending:
-    """Seconds spent so far, and whether another measurement fits its budget."""
-
-    def __init__(self, num_epochs: int) -> None:
-        self.training = 0.0
-        self._num_epochs = num_epochs
-        self._fitted: dict[str, Diagnostic] = {}
-        self._fitting: dict[str, float] = {}
-        self._measuring: dict[str, float] = {}
-        self._dearest: dict[str, float] = {}
-
-    def measure(
-        self,
-        name: str,
-        diagnostic: Diagnostic,
-        population: Population,
-        epoch: int,
-        recorder: _Recorder,
-    ) -> None:
-        """Takes a reading, or records that it would have cost too much."""
-        budget = diagnostic.config.budget
-        moment = _moment(population, epoch)
-        if budget is not None and getattr(diagnostic, "can_shrink", False):
-            if name not in self._fitted:
-                started = time.perf_counter()
-                seconds = budget * self._expected(population, epoch)
-                self._fitted[name] = diagnostic.fit(
-                    population.network,
-                    population.task,
-                    moment,
-                    seconds / self._num_due(diagnostic, epoch),
-                )
-                self._fitting[name] = time.perf_counter() - started
-            diagnostic = self._fitted[name]
-        spent, dearest = self._measuring.get(name, 0.0), self._dearest.get(name, 0.0)
-        if budget is not None and epoch > 0:
-            expected_training = self._expected(population, epoch)
-            if spent + dearest > budget * expected_training:
-                share = (spent + dearest) / expected_training
-                recorder.add_skipped(name, {"budget": budget, "would_be_share": share})
-                return
-        started = time.perf_counter()
-        readings = diagnostic.measure(population.network, population.task, moment)
-        seconds = time.perf_counter() - started
-        self._dearest[name] = max(dearest, seconds)
-        # What it took to fit the budget was spent on measuring too.
-        seconds += self._fitting.pop(name, 0.0)
-        self._measuring[name] = spent + seconds
-        recorder.add_readings(readings, seconds)
-
-    def _expected(self, population: Population, epoch: int) -> float:
-        """Seconds that all epochs of training will take together."""
-        if epoch > 0:
-            return self.training * self._num_epochs / epoch
-        return self._num_epochs * _rehearse(population)
-
-    def _num_due(self, diagnostic: Diagnostic, epoch: int) -> int:
-        """Readings still to be taken, this one included."""
-        at = diagnostic.config.at
-        epochs = range(epoch, self._num_epochs + 1)
-        return len(epochs if at is None else [e for e in epochs if e in at])
-
-
-def _moment(population: Population, epoch: int) -> Moment:
-    cohort = population.cohort
-    return Moment(
-        epoch=epoch,
-        update=population.update,
-        probe_seed=seed_for(cohort.sweep_seed, "probe"),
-        tangent_seeds=tuple(seed_for(t.seed, "tangents") for t in cohort.trials),
-    )
-
-
-def _rehearse(population: Population) -> float:
-    """Seconds an epoch will take, from its first batch twice over; weights and draws stay."""
-    network, task = population.network, population.task
-    batches = task.training_batches(1)
-    first = next(iter(batches))
-    count = 1 + sum(1 for _ in batches)
-    seconds = []
-    # The first round warms the kernels up.
-    for _ in range(2):
-        started = time.perf_counter()
-        network.gradient(lambda o: task.losses(o, first.targets).mean(1), first.inputs)
-        seconds.append(time.perf_counter() - started)
-    return seconds[-1] * count
-
-
-def note_divergence(population: Population) -> None:
-    """Brings `diverged_at` up to date."""
-    for n, (is_alive, update) in enumerate(
-        zip(population.alive_N.tolist(), population.died_at_N.tolist(), strict=True)
-    ):
-        if not is_alive:
-            population.diverged_at[population.numbers[n]] = update
-
-
 def _weights(population: Population, numbers: Collection[int]) -> dict[int, dict[str, np.ndarray]]:
     """Of some trials; copies, for those that stay train on."""
     state = population.network.state_dict()
@@ -539,7 +420,3 @@ def _provenance(population: Population) -> dict[str, Any]:
         "data_sha256": population.task.fingerprint,
         "chance_loss": population.task.chance_loss,
     }
-
-
-def _member(values_N: Tensor | None, n: int) -> np.ndarray | None:
-    return None if values_N is None else values_N[n].cpu().numpy()

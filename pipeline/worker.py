@@ -12,6 +12,7 @@ from collections.abc import Collection, Generator
 import torch
 
 from pipeline.plan import Cohort
+from pipeline.snapshot import Snapshot
 from pipeline.train import Rung, build, diagnostics_of, load_task, train
 from tasks.base import Task
 
@@ -38,11 +39,11 @@ class Worker:
         except Exception:  # noqa: BLE001 - whatever a plug-in raises is a result to report
             raise CohortError(traceback.format_exc()) from None
 
-    def start(self, cohort: Cohort) -> Rung:
-        """Builds a cohort and returns rung 0. Raises CohortError."""
+    def start(self, cohort: Cohort, snapshot: Snapshot | None = None) -> Rung:
+        """Builds a cohort and returns rung 0, or that of the snapshot. Raises CohortError."""
         torch.set_num_threads(cohort.threads)
         try:
-            self._rungs = train(cohort, self._task_of(cohort))
+            self._rungs = train(cohort, self._task_of(cohort), snapshot)
         except Exception:  # noqa: BLE001 - whatever a plug-in raises is a result to report
             raise CohortError(traceback.format_exc()) from None
         return self._next(None)

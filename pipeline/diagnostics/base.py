@@ -99,6 +99,10 @@ class Diagnostic(ABC):
         """
         return self
 
+    def fitted(self, config: Any) -> "Diagnostic":
+        """What `fit` returned once, from its `config`: a resumed trial is not fitted again."""
+        return type(self)(config)
+
     @abstractmethod
     def measure(self, network: Network, task: Task, moment: Moment) -> list[Reading]:
         """Reads all members. A member with NaN weights yields NaN and a flag, never a raise."""

@@ -116,7 +116,11 @@ class LyapunovSpectrum(Diagnostic):
             fitting = _shortened(replace(asked, k=candidates[0]), seconds / expected)
         if (fitting.k or size) == most:
             fitting = replace(fitting, k=asked.k)
-        return LyapunovSpectrum(fitting, asked)
+        return self.fitted(fitting)
+
+    def fitted(self, config: Any) -> "LyapunovSpectrum":
+        """With these settings, knowing what was asked for."""
+        return LyapunovSpectrum(config, self.config)
 
 
 CUT = ("k", "sequences", "steps", "warmup")

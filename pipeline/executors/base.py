@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from pipeline.plan import Cohort
+from pipeline.snapshot import Snapshot
 from pipeline.train import Rung
 
 
@@ -60,8 +61,11 @@ class Executor(Protocol):
     num_slots: int
     """How many cohorts it can train at a time."""
 
-    def submit(self, cohort: Cohort) -> None:
-        """Starts a cohort. The caller submits no more than `num_slots` at a time."""
+    def submit(self, cohort: Cohort, snapshot: Snapshot | None = None) -> None:
+        """Starts a cohort. The caller submits no more than `num_slots` at a time.
+
+        With a snapshot it goes on from there; its first rung is that of the snapshot, once more.
+        """
 
     def poll(self, timeout: float) -> Sequence[Event]:
         """Events since the last call, waiting up to `timeout` seconds for the first."""

@@ -10,6 +10,7 @@ from typing import Any, Generic, Literal, TypeVar
 
 from pipeline.executors.base import Event, Stopped
 from pipeline.plan import Cohort
+from pipeline.snapshot import Snapshot
 
 W = TypeVar("W")
 
@@ -26,9 +27,13 @@ class Crew(ABC, Generic[W]):
 
     @abstractmethod
     def _train(
-        self, worker: W, cohort: Cohort, call: Literal["start", "advance"], argument: Any
+        self,
+        worker: W,
+        cohort: Cohort,
+        call: Literal["start", "advance"],
+        arguments: tuple[Any, ...],
     ) -> None:
-        """Sends a worker its call and adds it to the busy ones."""
+        """Sends a worker its call, of `Worker`, and adds it to the busy ones."""
 
     @abstractmethod
     def _arrived(self, timeout: float) -> Iterable[Any]:
@@ -38,14 +43,14 @@ class Crew(ABC, Generic[W]):
     def _receive(self, key: Any) -> Iterable[Event]:
         """The events in one answer; moves the worker to where it belongs now."""
 
-    def submit(self, cohort: Cohort) -> None:
+    def submit(self, cohort: Cohort, snapshot: Snapshot | None = None) -> None:
         """Hands the cohort to an idle worker."""
-        self._train(self._idle.pop(), cohort, "start", cohort)
+        self._train(self._idle.pop(), cohort, "start", (cohort, snapshot))
 
     def advance(self, cohort: Cohort, leave: Collection[int] = ()) -> None:
         """Tells the worker to train on without some of the trials."""
         worker, _ = self._pausing.pop(cohort.numbers)
-        self._train(worker, cohort, "advance", tuple(leave))
+        self._train(worker, cohort, "advance", (tuple(leave),))
 
     def release(self, cohort: Cohort) -> None:
         """Sets the worker free; it holds the cohort until its next start replaces it."""

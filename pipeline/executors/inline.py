@@ -4,6 +4,7 @@ from collections.abc import Collection, Sequence
 
 from pipeline.executors.base import Event, Raised, Reached, Stopped
 from pipeline.plan import Cohort
+from pipeline.snapshot import Snapshot
 from pipeline.worker import CohortError, Worker
 
 
@@ -15,14 +16,16 @@ class InlineExecutor:
     def __init__(self) -> None:
         self._worker = Worker()
         self._cohort: Cohort | None = None
+        self._snapshot: Snapshot | None = None
         self._leave: Collection[int] | None = None
         self._is_pausing = False
         self._is_stopping = False
 
-    def submit(self, cohort: Cohort) -> None:
+    def submit(self, cohort: Cohort, snapshot: Snapshot | None = None) -> None:
         """Takes the cohort; training happens in `poll`."""
         assert self._cohort is None, "one cohort at a time"
         self._cohort, self._leave, self._is_pausing = cohort, None, False
+        self._snapshot = snapshot
 
     def advance(self, cohort: Cohort, leave: Collection[int] = ()) -> None:
         """The next poll trains on."""
@@ -46,7 +49,8 @@ class InlineExecutor:
             return ()
         try:
             if self._leave is None:
-                rung = self._worker.start(cohort)
+                snapshot, self._snapshot = self._snapshot, None
+                rung = self._worker.start(cohort, snapshot)
             else:
                 rung = self._worker.advance(self._leave)
         except CohortError as error:

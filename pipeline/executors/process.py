@@ -103,11 +103,15 @@ class ProcessExecutor(Crew[_Hand]):
         return [hand.process.pid for hand in self._idle]
 
     def _train(
-        self, worker: _Hand, cohort: Cohort, call: Literal["start", "advance"], argument: Any
+        self,
+        worker: _Hand,
+        cohort: Cohort,
+        call: Literal["start", "advance"],
+        arguments: tuple[Any, ...],
     ) -> None:
         worker.calls += 1
         self._busy[worker.channel] = (worker, cohort)
-        _send(worker, call, argument)
+        _send(worker, call, arguments)
         if self._is_stopping:
             _send(worker, "stop", None)
 
@@ -197,7 +201,7 @@ def work(descriptor: int, parent: str) -> None:
                 channel.send((number, None))
             else:
                 if call == "start":
-                    cohort = argument
+                    cohort = argument[0]
                 assert cohort is not None
                 _train_on(worker, channel, number, call, argument, cohort.pauses)
 
@@ -207,12 +211,12 @@ def _train_on(
     channel: Any,
     number: int,
     call: str,
-    argument: Any,
+    arguments: tuple[Any, ...],
     pauses: Collection[int],
 ) -> None:
     """Trains rung after rung, to the last, to a pause or until there is a message."""
     try:
-        rung = worker.start(argument) if call == "start" else worker.advance(argument)
+        rung = worker.start(*arguments) if call == "start" else worker.advance(*arguments)
         channel.send((number, rung))
         while not (rung.is_last or rung.epoch in pauses or channel.poll()):
             rung = worker.advance()

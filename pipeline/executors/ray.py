@@ -21,6 +21,7 @@ from pipeline.executors.base import Event, ExecutorError, Lost, Raised, Reached,
 from pipeline.executors.crew import Crew
 from pipeline.executors.packages import import_conflict, parent_of
 from pipeline.plan import Cohort
+from pipeline.snapshot import Snapshot
 from pipeline.train import Rung
 from pipeline.worker import CohortError, Worker
 
@@ -46,10 +47,10 @@ class _Actor:
         with contextlib.suppress(CohortError):
             self._worker.warm(cohort)
 
-    def start(self, cohort: Cohort) -> Rung | CohortError:
-        """Rung 0, or what was raised (returned: Ray would wrap a raise in its own type)."""
+    def start(self, cohort: Cohort, snapshot: Snapshot | None = None) -> Rung | CohortError:
+        """The first rung, or what was raised (returned: Ray would wrap a raise in its own type)."""
         try:
-            return self._worker.start(cohort)
+            return self._worker.start(cohort, snapshot)
         except CohortError as error:
             return error
 
@@ -149,9 +150,13 @@ class RayExecutor(Crew[Any]):
         return ids
 
     def _train(
-        self, worker: Any, cohort: Cohort, call: Literal["start", "advance"], argument: Any
+        self,
+        worker: Any,
+        cohort: Cohort,
+        call: Literal["start", "advance"],
+        arguments: tuple[Any, ...],
     ) -> None:
-        self._busy[getattr(worker, call).remote(argument)] = (worker, cohort)
+        self._busy[getattr(worker, call).remote(*arguments)] = (worker, cohort)
 
     def _arrived(self, timeout: float) -> list[Any]:
         pending = list(self._busy)
@@ -192,7 +197,7 @@ class RayExecutor(Crew[Any]):
             self._pausing[cohort.numbers] = actor, cohort
             yield Reached(cohort, outcome)
         else:
-            self._train(actor, cohort, "advance", ())
+            self._train(actor, cohort, "advance", ((),))
             yield Reached(cohort, outcome)
 
     def _stop_ray(self) -> None:

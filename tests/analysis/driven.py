@@ -12,6 +12,7 @@ from pipeline.executors.inline import InlineExecutor
 from pipeline.folder_store import FolderStore
 from pipeline.home import Home
 from pipeline.plan import Cohort
+from pipeline.snapshot import Snapshot
 from pipeline.store import NoSuchSweepError
 from pipeline.sweep import Driver, Outcome
 from pipeline.worker import Worker
@@ -69,7 +70,8 @@ class Shuffled:
         self._leave: dict[tuple[int, ...], Collection[int] | None] = {}
         self._is_stopping = False
 
-    def submit(self, cohort: Cohort) -> None:
+    def submit(self, cohort: Cohort, snapshot: Snapshot | None = None) -> None:
+        assert snapshot is None, "nothing was interrupted"
         self._slots[cohort.numbers] = cohort, Worker()
         self._leave[cohort.numbers] = None
 

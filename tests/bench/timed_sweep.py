@@ -32,9 +32,9 @@ class Watched(ProcessExecutor):
         self.born, self.first, self.last = since_start(), None, 0.0
         super().__init__(**options)
 
-    def submit(self, cohort):
+    def submit(self, cohort, snapshot=None):
         self.first = self.first or since_start()
-        super().submit(cohort)
+        super().submit(cohort, snapshot)
 
     def poll(self, timeout):
         events = super().poll(timeout)

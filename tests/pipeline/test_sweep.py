@@ -230,13 +230,14 @@ class Scrambled:
 
     def __init__(self, num_slots, seed):
         self.num_slots, self._random = num_slots, random.Random(seed)
-        self._slots, self._leave = {}, {}
+        self._slots, self._leave, self._snapshots = {}, {}, {}
         self._is_stopping = False
         self.pauses = 0
 
-    def submit(self, cohort):
+    def submit(self, cohort, snapshot=None):
         assert len(self._slots) < self.num_slots
         self._slots[cohort.numbers] = cohort, Worker()
+        self._snapshots[cohort.numbers] = snapshot
         self._leave[cohort.numbers] = None
 
     def advance(self, cohort, leave=()):
@@ -259,7 +260,8 @@ class Scrambled:
             del self._slots[numbers]
             return (Stopped(cohort),)
         try:
-            rung = worker.start(cohort) if leave is None else worker.advance(leave)
+            start = self._snapshots[numbers]
+            rung = worker.start(cohort, start) if leave is None else worker.advance(leave)
         except CohortError as error:
             del self._slots[numbers]
             return (Raised(cohort, str(error)),)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import catalog, records, train
+from pipeline import catalog, records, spending, train
 from pipeline.diagnostics.base import Reading
 from pipeline.optim import Trainer
 from pipeline.plan import Choice, Cohort, TrialSpec
@@ -307,7 +307,8 @@ class Clock:
 def test_a_measurement_over_budget_is_skipped_and_recorded_as_skipped(monkeypatch):
     clock = Clock()
     config = dataclasses.replace(catalog.load("diagnostics", "gradient_norm").Config(), budget=1.0)
-    monkeypatch.setattr(train, "time", clock)
+    for module in (train, spending):
+        monkeypatch.setattr(module, "time", clock)
     monkeypatch.setattr(train, "diagnostics_of", lambda *_: [Dear(clock, 1.0, config)])
     _, rows = run([spec(n, epochs=5) for n in range(2)], [Choice("dear", config)])
     # Training takes 0.5 s an epoch and is expected to take 2.5 s, a reading 1.5 s: one fits.
@@ -336,7 +337,8 @@ def test_a_measurement_that_can_shrink_is_cut_to_its_budget_from_the_start(monke
     config = dataclasses.replace(
         catalog.load("diagnostics", "gradient_norm").Config(), budget=4.0, at=(0, 2, 4)
     )
-    monkeypatch.setattr(train, "time", clock)
+    for module in (train, spending):
+        monkeypatch.setattr(module, "time", clock)
     monkeypatch.setattr(train, "diagnostics_of", lambda *_: [Shrinking(clock, 9.0, config)])
     _, rows = run([spec(0, epochs=5)], [Choice("dear", config)])
     # Ten batches of 0.5 s an epoch by the rehearsal, five epochs, three readings.
