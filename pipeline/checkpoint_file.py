@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import stat
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -186,10 +187,13 @@ def bytes_of(path: Path) -> bytes:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError as error:
         raise CheckpointError(f"{path.name} cannot be read ({error.strerror})") from error
-    with os.fdopen(descriptor, "rb") as source:
+    try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise CheckpointError(f"{path.name} must be a file")
-        return source.read()
+        with os.fdopen(descriptor, "rb", closefd=False) as source:
+            return source.read()
+    finally:
+        os.close(descriptor)
 
 
 def write(path: Path, data: bytes) -> None:
@@ -207,27 +211,23 @@ def write(path: Path, data: bytes) -> None:
 
 
 def sync(folder: Path) -> None:
-    """Makes the names in a folder, and its own, last."""
-    for one in (folder, folder.parent):
-        descriptor = os.open(one, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-def remove(folder: Path) -> None:
-    """A cohort's files and folder, as far as they go: checkpoints that stay do no harm."""
+    """Makes the names in a folder last."""
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        if folder.is_symlink():
-            folder.unlink()
-            return
-        if folder.is_dir():
-            for path in folder.iterdir():
-                path.unlink()
-            folder.rmdir()
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def remove(path: Path) -> None:
+    """A file, a folder or a link, as far as it goes: what stays does no harm."""
+    try:
+        if is_folder(path):
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
     except OSError as error:
-        logging.getLogger("lyapsweep").warning("%s: cannot be removed (%s)", folder, error.strerror)
+        logging.getLogger("lyapsweep").warning("%s: cannot be removed (%s)", path, error.strerror)
 
 
 def _brief(error: Exception) -> str:

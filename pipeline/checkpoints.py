@@ -109,12 +109,12 @@ class Checkpoints:
             path = folder / files.state_name(snapshot.epoch)
             files.write(path, files.packed(snapshot.arrays, facts))
             files.sync(folder)
-            for older in files.states(folder):
-                if older != path:
-                    older.unlink()
         except (OSError, CheckpointError) as error:
             self._warn(f"no checkpoint at epoch {snapshot.epoch} ({error}); training goes on")
             return False
+        for other in files.states(folder):
+            if other != path:
+                files.remove(other)
         kept.segments = segments
         kept.num_rows = {number: len(found) for number, found in rows.items()}
         return True
@@ -126,8 +126,10 @@ class Checkpoints:
         """
         self._kept.pop(cohort.numbers, None)
         folder = self.folder_of(cohort)
-        if not files.is_folder(folder):
+        if not (files.is_folder(self._folder) and files.is_folder(folder)):
             return None
+        for left in folder.glob("*.tmp"):
+            files.remove(left)
         for path in sorted(files.states(folder), reverse=True):
             try:
                 facts, arrays = self._read(path, cohort, due)
@@ -157,7 +159,8 @@ class Checkpoints:
     def drop(self, cohort: Cohort) -> None:
         """Removes a cohort's: all of it is on record, or it starts from the beginning."""
         self._kept.pop(cohort.numbers, None)
-        files.remove(self.folder_of(cohort))
+        if files.is_folder(self._folder):
+            files.remove(self.folder_of(cohort))
 
     def drop_all_but(self, cohorts: Iterable[Cohort]) -> None:
         """Removes what is of no cohort that is still to be trained."""
@@ -208,7 +211,9 @@ class Checkpoints:
 
     def _make(self, folder: Path) -> None:
         for one in (self._folder, folder):
-            one.mkdir(exist_ok=True)
+            if not one.exists():
+                one.mkdir()
+                files.sync(one.parent)
             if not files.is_folder(one):
                 raise CheckpointError(f"{one} must be a folder and no link")
 

@@ -75,6 +75,8 @@ class Execution(Config):
     cohort_size: most trials trained as one population; auto measures what is fastest here and
         fits into memory, when the sweep is created.
     device: cpu, cuda, cuda:0, …
+    gpus: GPUs that each worker of the executor ray reserves, perhaps a fraction of one; null
+        takes one where the device is cuda.
     attempts: how often a trial is tried when its worker is lost.
     max_failed_share: share of the trials that may raise before the sweep stops.
     keep_weights: store every trial's final weights as safetensors.
@@ -87,6 +89,7 @@ class Execution(Config):
     threads: Annotated[int, Bounds(ge=1, le=1024)] | None = None
     cohort_size: Annotated[int, Bounds(ge=1, le=4096)] | Literal["auto"] = "auto"
     device: str = "cpu"
+    gpus: Annotated[float, Bounds(gt=0, le=1024)] | None = None
     attempts: Annotated[int, Bounds(ge=1, le=100)] = 3
     max_failed_share: Annotated[float, Bounds(ge=0, le=1)] = 0.2
     keep_weights: bool = False

@@ -10,7 +10,9 @@ MLflow is the browser and the archive; the numbers themselves are in the Parquet
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
@@ -73,6 +75,10 @@ _FINISHED = ("complete", "diverged", "pruned", "failed")
 
 # MLflow takes a thousand entries at a time, tags among them.
 _MOST_METRICS = 900
+
+# Files read at once, and how many of them may wait for whoever asks.
+_READERS = 4
+_READ_AHEAD = 64
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -350,7 +356,7 @@ class MlflowStore:
         self.sweep(name)
         runs = [r for r in self._search(name) if r.data.tags[_STATE] in _FINISHED]
         runs.sort(key=lambda run: int(run.data.tags[_NUMBER]))
-        return (self._read(run) for run in runs)
+        return self._read_all(runs)
 
     @_guarded
     def record(self, name: str, number: int) -> TrialRecord:
@@ -471,6 +477,19 @@ class MlflowStore:
                 int(run.data.tags[_NUMBER]): run.info.run_id for run in self._search(name)
             }
         return self._runs[name]
+
+    def _read_all(self, runs: Sequence[Any]) -> Iterator[TrialRecord]:
+        """In their order, some ahead of the one asked for: decoding and hashing free the GIL."""
+        pool = ThreadPoolExecutor(_READERS, "lyapsweep-read")
+        try:
+            ahead = deque(pool.submit(self._read, run) for run in runs[:_READ_AHEAD])
+            for run in [*runs[_READ_AHEAD:], *[None] * len(ahead)]:
+                record = ahead.popleft().result()
+                if run is not None:
+                    ahead.append(pool.submit(self._read, run))
+                yield record
+        finally:
+            pool.shutdown(cancel_futures=True)
 
     @_guarded
     def _read(self, run: Any) -> TrialRecord:

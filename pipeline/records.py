@@ -209,7 +209,9 @@ def read(path: Path) -> TrialRecord:
         raise RecordError(f"{path}: columns missing: {', '.join(missing)}")
     try:
         header = header_from_json(metadata[HEADER_KEY].decode())
-        table = table.select(SCHEMA.names).cast(SCHEMA)
+        table = table.select(SCHEMA.names).replace_schema_metadata(None)
+        # Of ten thousand files read, a cast to what they are already takes a third of the time.
+        table = table if table.schema.equals(SCHEMA) else table.cast(SCHEMA)
     except (pa.ArrowException, ValueError, TypeError, KeyError) as error:
         raise RecordError(
             f"{path}: not of schema {SCHEMA_VERSION} ({_first_line(error)})"

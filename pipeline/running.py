@@ -111,7 +111,7 @@ def _executor(kind: str, config: "SweepConfig", address: str | None) -> "Executo
         workers=execution.workers,
         threads=execution.num_threads,
         address=address or os.environ.get("RAY_ADDRESS"),
-        gpus=1.0 if execution.device.startswith("cuda") else 0.0,
+        gpus=execution.gpus or (1.0 if execution.device.startswith("cuda") else 0.0),
         warm=typical_cohort(config),
     )
 

@@ -14,6 +14,8 @@ Shapes: N members, B examples, T steps.
 
 import dataclasses
 import math
+import os
+import platform
 import time
 from collections.abc import Collection, Generator, Iterator, Sequence
 from contextlib import contextmanager
@@ -412,6 +414,7 @@ def _weights(population: Population, numbers: Collection[int]) -> dict[int, dict
 
 def _provenance(population: Population) -> dict[str, Any]:
     return {
+        "worker": f"{platform.node()}/{os.getpid()}",
         "torch": torch.__version__,
         "device": str(population.cohort.device),
         "dtype": population.cohort.trials[0].trainer.dtype,

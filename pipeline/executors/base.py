@@ -58,8 +58,9 @@ Event = Reached | Raised | Lost | Stopped
 class Executor(Protocol):
     """Where cohorts are trained."""
 
-    num_slots: int
-    """How many cohorts it can train at a time."""
+    @property
+    def num_slots(self) -> int:
+        """How many cohorts it can train at a time, now; on a cluster workers come and go."""
 
     def submit(self, cohort: Cohort, snapshot: Snapshot | None = None) -> None:
         """Starts a cohort. The caller submits no more than `num_slots` at a time.

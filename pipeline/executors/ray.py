@@ -5,27 +5,30 @@ again behind its back. Each call trains one rung, so that workers answer between
 call is sent before the rung's rows are handled, so that they do not wait for the driver, except
 where the cohort pauses to be told who leaves.
 
-A local cluster binds to loopback. Without `RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0`, set before ray
-is imported, Ray 2.60 on Linux listens on all interfaces even on a laptop.
+On a cluster that runs already, nodes come and go: every few seconds there are workers made for new
+room. Only workers that have answered count as slots, so that nothing is given to one that waits
+for a place which may never come.
 """
 
 import contextlib
 import os
-import socket
-import tempfile
-from collections.abc import Collection, Iterator
+import time
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from pipeline.executors.base import Event, ExecutorError, Lost, Raised, Reached, Stopped
 from pipeline.executors.crew import Crew
-from pipeline.executors.packages import import_conflict, parent_of
+from pipeline.executors.packages import digest, import_conflict, parent_of
+from pipeline.executors.ray_cluster import Cluster, first_line
 from pipeline.plan import Cohort
 from pipeline.snapshot import Snapshot
 from pipeline.train import Rung
 from pipeline.worker import CohortError, Worker
 
 _FORWARDED = ("LYAPSWEEP_DATA",)
+_RESIZE_SECONDS = 5.0
+_PATIENCE_SECONDS = 60.0
 
 
 class _Actor:
@@ -39,6 +42,12 @@ class _Actor:
         hidden = import_conflict(setup["parent"])
         if hidden:
             raise ExecutorError(hidden)
+        if setup["digest"] not in (None, digest()):
+            raise ExecutorError(
+                f"workers must run the driver's code, but the packages in {parent_of('pipeline')} "
+                f"on {os.uname().nodename} differ from those of the driver; install one version "
+                "everywhere"
+            )
         self._worker = Worker()
 
     def warm(self, cohort: Cohort) -> None:
@@ -72,7 +81,8 @@ class RayExecutor(Crew[Any]):
     Args:
         workers: how many; None takes as many as the cluster's CPUs and GPUs hold.
         threads: CPUs a worker reserves.
-        address: of a running cluster (`auto`, `ray://…`); None starts a local one.
+        address: of a running cluster (`auto`, `ray://…`); None starts a local one. On a running
+            one, `workers` beyond its room wait until it has grown.
         gpus: GPUs a worker reserves; may be a fraction.
         warm: a cohort like those to come, whose task and plug-ins workers load at once.
 
@@ -89,29 +99,16 @@ class RayExecutor(Crew[Any]):
         warm: Cohort | None = None,
     ) -> None:
         super().__init__()
-        # Before ray is imported, which fixes for good where this process listens.
-        if address is None:
-            os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
-        else:
-            _check_reachable(address)
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        import ray
-
-        self._ray = ray
-        self._owns_cluster = False
-        if not ray.is_initialized():
-            self._start_ray(address, workers, threads)
-            self._owns_cluster = True
-        resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-        # A worker that reserves no CPU fits anywhere.
-        room = int(resources.get("CPU", 0) // threads) if threads else workers or 1
-        if gpus:
-            room = min(room, int(resources.get("GPU", 0) / gpus))
-        self.num_slots = workers or room
-        if not 1 <= self.num_slots <= room:
-            # More would wait for ever for a place, and say nothing.
-            self._stop_ray()
+        self._cluster = Cluster(address, max(_cores(), (workers or 0) * threads))
+        self._ray = self._cluster.ray
+        self._needs = threads, gpus
+        self._asked = workers
+        room = self._cluster.room(threads, gpus)
+        wanted = workers or (1 if room is None else room)
+        here = wanted if room is None else min(wanted, room)
+        if here < (1 if self._cluster.is_joined else max(wanted, 1)):
+            # More would wait for ever for a place, and say nothing; a cluster may grow.
+            self._cluster.close()
             needs = f"{threads} CPUs" + (f" and {gpus:g} GPUs" if gpus else "")
             raise ExecutorError(
                 f"Ray has room for {room} workers of {needs} each, got execution.workers = "
@@ -125,13 +122,29 @@ class RayExecutor(Crew[Any]):
             },
             "folder": str(Path.cwd()),
             # On a cluster the packages lie where each node keeps them.
-            "parent": str(parent_of("pipeline")) if address is None else None,
+            "parent": None if self._cluster.is_joined else str(parent_of("pipeline")),
+            "digest": digest() if self._cluster.is_joined else None,
         }
-        self._actor_type = ray.remote(
+        self._actor_type = self._ray.remote(
             num_cpus=threads, num_gpus=gpus, max_restarts=0, max_task_retries=0
         )(_Actor)
         self._warm = warm
-        self._idle = [self._new_actor() for _ in range(self.num_slots)]
+        self._starting: dict[Any, Any] = {}
+        """Workers that have not answered yet, by what they will answer."""
+        self._resized = time.monotonic()
+        if not self._cluster.is_joined:
+            self._idle = [self._new_actor() for _ in range(wanted)]
+            return
+        for _ in range(wanted):
+            # Those beyond the room wait, which tells an autoscaler to make some.
+            self._begin_worker()
+        # Here, so that nodes with other code are found out before the sweep begins.
+        self._welcome(self._wait(list(self._starting), _PATIENCE_SECONDS))
+
+    @property
+    def num_slots(self) -> int:
+        """Workers that are there."""
+        return len(self._idle) + len(self._busy) + len(self._pausing)
 
     def stop(self) -> None:
         """Cohorts are abandoned when their rung arrives."""
@@ -139,10 +152,11 @@ class RayExecutor(Crew[Any]):
 
     def close(self) -> None:
         """Kills the actors, and Ray itself where we started it."""
-        for actor in self._dismiss():
+        starting, self._starting = list(self._starting.values()), {}
+        for actor in [*self._dismiss(), *starting]:
             with contextlib.suppress(Exception):
                 self._ray.kill(actor)
-        self._stop_ray()
+        self._cluster.close()
 
     def process_ids(self) -> list[int]:
         """Of the idle actors; for tests."""
@@ -158,12 +172,60 @@ class RayExecutor(Crew[Any]):
     ) -> None:
         self._busy[getattr(worker, call).remote(*arguments)] = (worker, cohort)
 
+    def poll(self, timeout: float) -> Sequence[Event]:
+        """As of every crew; a cluster without a worker is waited for."""
+        if self._cluster.is_joined and time.monotonic() >= self._resized + _RESIZE_SECONDS:
+            self._resize()
+        if self._starting and not self._busy:
+            self._welcome(self._wait(list(self._starting), timeout))
+        return super().poll(timeout)
+
     def _arrived(self, timeout: float) -> list[Any]:
-        pending = list(self._busy)
+        ready = self._wait([*self._busy, *self._starting], timeout)
+        self._welcome(ready)
+        return [key for key in ready if key in self._busy]
+
+    def _wait(self, pending: list[Any], timeout: float) -> list[Any]:
+        """All that is there once one is, or the time is over."""
         ready, _ = self._ray.wait(pending, num_returns=1, timeout=timeout)
         if ready:
             ready, _ = self._ray.wait(pending, num_returns=len(pending), timeout=0)
         return list(ready)
+
+    def _welcome(self, ready: list[Any]) -> None:
+        """Workers that answer for the first time are idle from now on."""
+        for key in ready:
+            actor = self._starting.pop(key, None)
+            if actor is None:
+                continue
+            try:
+                self._ray.get(key)
+            except (self._ray.exceptions.RayError, OSError) as error:
+                if "ExecutorError" in str(error):
+                    raise ExecutorError(_last_line(str(error))) from error
+                # Its node went before it came; the next look at the cluster makes another.
+            else:
+                self._idle.append(actor)
+
+    def _resize(self) -> None:
+        """As many workers as were asked for, or else as there is room for."""
+        self._resized = time.monotonic()
+        wanted = self._asked
+        if wanted is None:
+            try:
+                wanted = self._cluster.room(*self._needs)
+            except (self._ray.exceptions.RayError, OSError, RuntimeError):
+                return  # The head does not answer; those that train may.
+        missing = 0 if wanted is None else wanted - self.num_slots - len(self._starting)
+        for _ in range(missing):
+            self._begin_worker()
+        for key in list(self._starting)[: max(0, -missing)]:
+            with contextlib.suppress(Exception):
+                self._ray.kill(self._starting.pop(key))
+
+    def _begin_worker(self) -> None:
+        actor = self._new_actor()
+        self._starting[actor.process_id.remote()] = actor
 
     def _receive(self, key: Any) -> Iterator[Event]:
         actor, cohort = self._busy.pop(key)
@@ -174,12 +236,12 @@ class RayExecutor(Crew[Any]):
             if isinstance(error, exceptions.ActorDiedError) and "ExecutorError" in str(error):
                 raise ExecutorError(_last_line(str(error))) from error
             self._replace(actor)
-            yield Lost(cohort, _first_line(str(error)))
+            yield Lost(cohort, first_line(str(error)))
             return
         except (exceptions.RayError, OSError) as error:
             # Out of memory, a dead node, an object lost with its owner.
             self._replace(actor)
-            yield Lost(cohort, _first_line(str(error)))
+            yield Lost(cohort, first_line(str(error)))
             return
         if isinstance(outcome, CohortError):
             self._idle.append(actor)
@@ -200,15 +262,14 @@ class RayExecutor(Crew[Any]):
             self._train(actor, cohort, "advance", ((),))
             yield Reached(cohort, outcome)
 
-    def _stop_ray(self) -> None:
-        if self._owns_cluster:
-            self._ray.shutdown()
-            self._empty.cleanup()
-
     def _replace(self, actor: Any) -> None:
         with contextlib.suppress(Exception):
             self._ray.kill(actor)
-        self._idle.append(self._new_actor())
+        if self._cluster.is_joined:
+            # Perhaps its node is gone, and with it the room for another.
+            self._begin_worker()
+        else:
+            self._idle.append(self._new_actor())
 
     def _new_actor(self) -> Any:
         actor: Any = self._actor_type.remote(self._setup)
@@ -216,51 +277,9 @@ class RayExecutor(Crew[Any]):
             actor.warm.remote(self._warm)
         return actor
 
-    def _start_ray(self, address: str | None, workers: int | None, threads: int) -> None:
-        options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
-        if address is not None:
-            options["address"] = address
-        else:
-            cpus = len(os.sched_getaffinity(0))
-            options |= {
-                "num_cpus": max(cpus, (workers or 0) * threads),
-                "include_dashboard": False,
-                "object_store_memory": 256 * 2**20,
-            }
-        try:
-            # Ray puts the driver's working folder first on every worker's path, where a stray
-            # tasks.py would hide ours: start it from an empty folder, which must outlive it.
-            self._empty = tempfile.TemporaryDirectory(prefix="lyapsweep-")
-            with _inside(self._empty.name):
-                self._ray.init(**options)
-        except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-            where = "a local Ray" if address is None else f"Ray at {address!r}"
-            raise ExecutorError(f"{where} cannot be used: {_first_line(str(error))}") from error
 
-
-@contextlib.contextmanager
-def _inside(folder: str) -> Iterator[None]:
-    before = Path.cwd()
-    os.chdir(folder)
-    try:
-        yield
-    finally:
-        os.chdir(before)
-
-
-def _check_reachable(address: str) -> None:
-    """Raises ExecutorError where nothing listens: Ray itself would try for ten minutes."""
-    host, colon, port = address.removeprefix("ray://").rpartition(":")
-    if not colon:
-        return  # `auto`, or a name that Ray knows how to resolve
-    try:
-        socket.create_connection((host, int(port)), timeout=5).close()
-    except (OSError, ValueError) as error:
-        raise ExecutorError(f"no Ray cluster answers at {address!r} ({error})") from error
-
-
-def _first_line(text: str) -> str:
-    return (text.strip().splitlines() or ["unknown reason"])[0][:300]
+def _cores() -> int:
+    return len(os.sched_getaffinity(0))
 
 
 def _last_line(text: str) -> str:
