@@ -1,7 +1,7 @@
 """What a figure of the report is: a table first, then its picture."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from io import BytesIO
 from typing import Any, ClassVar, Literal
 
@@ -68,11 +68,16 @@ class Figure(ABC):
 
     def png(self, table: pd.DataFrame) -> bytes:
         """The picture in the house style, as a PNG file's bytes."""
-        with matplotlib.rc_context(STYLE):
-            sink = BytesIO()
-            # No Software tag: the same numbers give the same bytes with any library version.
-            self.draw(table).savefig(sink, format="png", dpi=DPI, metadata={"Software": None})
-            return sink.getvalue()
+        return png(lambda: self.draw(table))
+
+
+def png(draw: Callable[[], Picture]) -> bytes:
+    """What `draw` draws, in the house style, as a PNG file's bytes."""
+    with matplotlib.rc_context(STYLE):
+        sink = BytesIO()
+        # No Software tag: the same numbers give the same bytes with any library version.
+        draw().savefig(sink, format="png", dpi=DPI, metadata={"Software": None})
+        return sink.getvalue()
 
 
 def new_picture(width: float, height: float) -> Picture:

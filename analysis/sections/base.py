@@ -15,7 +15,11 @@ MAX_TRIALS_SHOWN = 300
 
 @dataclass(frozen=True)
 class TableView:
-    """A table as the page shows it: words already, numbers aligned right."""
+    """A table as the page shows it: words already, numbers aligned right.
+
+    Attributes:
+        links: where the head of each column leads; empty where none leads anywhere.
+    """
 
     caption: str
     columns: Sequence[str]
@@ -23,6 +27,7 @@ class TableView:
     numeric: Sequence[bool]
     file: str = ""
     note: str = ""
+    links: Sequence[str] = ()
 
 
 def _nothing(_: SweepFrame) -> dict[str, Any]:
@@ -57,11 +62,13 @@ def table_view(
     *,
     file: str = "",
     note: str = "",
+    links: Sequence[str] = (),
 ) -> TableView | None:
     """A table, by default of words alone; None where there is neither a row nor a note."""
     if not rows and not note:
         return None
-    return TableView(caption, columns, rows, numeric or [False] * len(columns), file, note)
+    numeric = numeric or [False] * len(columns)
+    return TableView(caption, columns, rows, numeric, file, note, links)
 
 
 def interval(line: pd.Series, column: str) -> str:
@@ -73,3 +80,10 @@ def setting(value: Any) -> str:
     """The value of a sampled setting."""
     is_float = isinstance(value, float | np.floating)
     return words.significant(float(value), 3) if is_float else str(value)
+
+
+def in_words(value: Any) -> str:
+    """A value of the settings as people read it: no brackets, no None."""
+    if value is None:
+        return "none"
+    return ", ".join(map(in_words, value)) or "none" if isinstance(value, list) else str(value)

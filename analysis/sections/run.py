@@ -6,13 +6,14 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+import pandas as pd
 import pyarrow.compute as pc
 
 from analysis import features as ft
 from analysis import words
 from analysis.figures.base import when
 from analysis.frame import MEASURED_PREFIXES, SweepFrame
-from analysis.sections.base import Section, TableView, table_view
+from analysis.sections.base import Section, TableView, in_words, table_view
 
 SKIPPED = "skipped_over_budget"
 
@@ -104,7 +105,7 @@ def measurements(frame: SweepFrame) -> TableView | None:
 
 def _either(values: Sequence[Any]) -> str:
     """The values of one detail among trials; None, for those without it, comes last."""
-    return words.either(["none" if v is None else v for v in values])
+    return words.either([v if isinstance(v, int | float) else in_words(v) for v in values])
 
 
 def _flagged(frame: SweepFrame) -> list[dict[str, Any]]:
@@ -138,26 +139,48 @@ def _skipped(frame: SweepFrame) -> str:
     return f"Skipped, as they would have cost too much: {'; '.join(spelled)}." if spelled else ""
 
 
-def _cost(frame: SweepFrame) -> TableView | None:
+def costs(frame: SweepFrame) -> pd.DataFrame:
+    """One line a diagnostic: times, seconds, share_of_training, epochs_each."""
     seconds = frame.seconds
-    training = seconds.loc[seconds["activity"] == "training", "seconds"].sum()
-    num_epochs = len(seconds[seconds["activity"] == "training"])
-    per_epoch = training / num_epochs if num_epochs else math.nan
-    rows = []
-    measuring = seconds[seconds["activity"] == "measuring"]
-    for diagnostic, part in measuring.groupby("diagnostic"):
-        total, times = part["seconds"].sum(), len(part)
-        rows.append(
-            [
-                str(diagnostic),
-                f"{times:,}",
-                words.duration(total),
-                words.percent(total / training) if training else "–",
-                words.number(total / times / per_epoch, 3) if per_epoch > 0 else "–",
-            ]
+    is_training = seconds["activity"] == "training"
+    training, num_epochs = seconds.loc[is_training, "seconds"].sum(), int(is_training.sum())
+    lines = []
+    for diagnostic, part in seconds[seconds["activity"] == "measuring"].groupby("diagnostic"):
+        total = float(part["seconds"].sum())
+        lines.append(
+            {
+                "diagnostic": str(diagnostic),
+                "times": len(part),
+                "seconds": total,
+                "share_of_training": total / training if training > 0 else math.nan,
+                "epochs_each": (
+                    total / len(part) * num_epochs / training if training > 0 else math.nan
+                ),
+            }
         )
+    return pd.DataFrame(lines)
+
+
+def _cost(frame: SweepFrame) -> TableView | None:
+    rows = [
+        [
+            line["diagnostic"],
+            f"{line['times']:,}",
+            words.duration(line["seconds"]),
+            words.percent(line["share_of_training"])
+            if math.isfinite(line["share_of_training"])
+            else "–",
+            words.number(line["epochs_each"], 3),
+        ]
+        for _, line in costs(frame).iterrows()
+    ]
     columns = ("Measurement", "Times", "Total", "Share of training", "Epochs' worth each")
-    return table_view("What measuring cost", columns, rows, (False, True, True, True, True))
+    numeric = (False, True, True, True, True)
+    return table_view("What measuring cost", columns, rows, numeric, file="cost")
+
+
+def _tables(frame: SweepFrame) -> dict[str, pd.DataFrame]:
+    return {"cost": costs(frame)}
 
 
 def _content(frame: SweepFrame) -> dict[str, Any]:
@@ -180,4 +203,4 @@ _BODY = """\
 <div class="wide">{{ table(measurements) }}</div>
 """
 
-SECTION = Section("What was run", _BODY, _content)
+SECTION = Section("What was run", _BODY, _content, _tables)

@@ -53,4 +53,14 @@ def _tables(frame: SweepFrame) -> dict[str, pd.DataFrame]:
     return {"trials": frame.trials.reset_index()}
 
 
-SECTION = Section("Trials", "{{ table(trials) }}\n", _content, _tables)
+_BODY = """\
+{% if trials and trials.rows | length > 40 %}
+<details><summary>All trials, the best first</summary>
+{{ table(trials) }}
+</details>
+{% else %}
+{{ table(trials) }}
+{% endif %}
+"""
+
+SECTION = Section("Trials", _BODY, _content, _tables)

@@ -55,9 +55,9 @@ def test_a_report_that_cannot_be_attached_is_still_written(
 def test_errors_name_the_fault(tmp_path: Path) -> None:
     store = synthetic.stored(tmp_path, [])
     with pytest.raises(NoSuchSweepError, match="no sweep 'mdae-up'"):
-        report("mdae-up", store=store.uri)
+        report(["mdae-up"], store=store.uri)
     with pytest.raises(AnalysisError, match="no trial has been published"):
-        report("made-up", store=store.uri)
+        report(["made-up"], store=store.uri)
 
 
 def test_help_loads_nothing_heavy() -> None:

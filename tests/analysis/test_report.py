@@ -9,12 +9,13 @@ from typing import Any, get_args
 import pandas as pd
 import pytest
 
+from analysis import pages
 from analysis import report as rp
 from analysis.figures.base import Section as FigureSection
 from analysis.frame import AnalysisError, SweepFrame
 from analysis.hypotheses import default_plan
 from analysis.preregistration import Registration
-from analysis.sections import budget, planned, run
+from analysis.sections import budget, planned, reproduce, run
 from analysis.verdict import verdict
 from pipeline.records import TrialRecord
 from tests.analysis import synthetic
@@ -66,7 +67,7 @@ def test_files(written: Path) -> None:
     folder = written.parent
     assert written.name == "index.html"
     assert {p.name for p in folder.iterdir()} == {
-        "index.html", "tables", "figures", "config.yaml", rp.MARKER,
+        "index.html", "tables", "figures", "config.yaml", pages.MARKER,
     }  # fmt: skip
     names = {p.stem for p in (folder / "tables").iterdir()}
     assert {"trials", "correlations", "design", "divergence", "predictors", "features"} <= names
@@ -141,7 +142,7 @@ def test_a_former_report_is_replaced_whole(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(rp, "_content", fails)
+        patch.setattr(rp, "settings", fails)
         with pytest.raises(OSError, match="No space"):
             rp.write_report(frames["few"], out)
     assert first.read_bytes() == before
@@ -239,3 +240,35 @@ def test_what_pruning_would_save_is_of_this_sweep(frames: dict[str, SweepFrame])
     assert {row[0] for row in shown["saved"].rows} >= {"median", "hyperband"}
     pruned = SweepFrame.from_records(synthetic.info(), synthetic.sweep("planted", 6))
     assert "trials" in budget.SECTION.content(pruned)["problem"]
+
+
+def test_it_can_be_told_from_any_other_sweep(written: Path, frames: dict[str, SweepFrame]) -> None:
+    text = written.read_text(encoding="utf-8")
+    info = frames["planted"].info
+    for value in (info.sweep_id, info.config_hash, *info.provenance.values()):
+        assert f">{value}</td>" in text
+    seeds = pd.read_csv(written.parent / "tables" / "trials.csv")["seed"]
+    assert list(seeds) == [header.seed for header in frames["planted"].headers]
+
+
+def test_versions_that_changed_within_a_sweep_are_told() -> None:
+    trials = synthetic.sweep("null", 5)
+    for trial in trials[:2]:
+        object.__setattr__(trial.header, "provenance", {"torch": "2.11.0", "dtype": "float32"})
+    shown = reproduce.SECTION.content(frame_of(trials))["versions"]
+    known = {row[0]: row[1] for row in shown.rows}
+    assert known["dtype"] == "float32"
+    info = synthetic.info()
+    assert info.provenance["torch"] == "2.13.0"
+    assert known["trials: torch"] == "2.13.0 (3 trials); 2.11.0 (2 trials)"
+
+
+def test_costs_are_of_the_seconds_recorded(frames: dict[str, SweepFrame]) -> None:
+    frame = frames["planted"]
+    table = run.costs(frame).set_index("diagnostic")
+    seconds = frame.seconds
+    training = seconds[seconds["activity"] == "training"]["seconds"]
+    mine = seconds[seconds["diagnostic"] == "lyapunov"]["seconds"]
+    assert table.loc["lyapunov", "times"] == len(mine)
+    assert table.loc["lyapunov", "share_of_training"] == pytest.approx(mine.sum() / training.sum())
+    assert table.loc["lyapunov", "epochs_each"] == pytest.approx(mine.mean() / training.mean())
