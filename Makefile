@@ -13,7 +13,7 @@ READY := .venv/.ready-$(shell pwd -P | cksum | cut -d ' ' -f 1)
 UNFINISHED := .venv/.unfinished
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 
-.PHONY: help setup demo test lint bench bench-engine bench-sweep clean
+.PHONY: help setup demo findings test lint bench bench-engine bench-sweep clean
 
 help: ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 16
@@ -52,6 +52,28 @@ demo: $(READY) ## train a small sweep of LSTMs on text and write its report, in 
 	echo && \
 	echo "The report:            $(CURDIR)/reports/$$name/index.html" && \
 	echo "All trials in MLflow:  $(BIN)/lyapsweep ui"
+
+FINDINGS := reports/findings
+KEPT := --store folder:$(FINDINGS)/store
+# Pruners beside each other on a fresh sweep; `spectrum` has learned from the sweep before, and once
+# more without its spectrum, at the same epochs.
+PRUNERS := --pruner successive_halving --pruner hyperband --pruner median \
+  --pruner spectrum:from_sweep=recall \
+  --pruner 'spectrum:from_sweep=recall,groups=[settings,loss,norms],at=[1,2,4,8,16]'
+
+findings: $(READY) ## the numbers and figures of docs/findings.md again, from its kept sweeps
+	@rm -rf $(FINDINGS) && $(BIN)/python docs/findings/kept.py unpack $(KEPT)
+	@for name in recall recall-fresh charlm planar; do \
+	  $(BIN)/lyapsweep report $$name $(KEPT) --out $(FINDINGS)/$$name || exit 1; \
+	  for table in planned increments predictors; do \
+	    cp $(FINDINGS)/$$name/tables/$$table.csv docs/findings/$$name/ || exit 1; \
+	  done; \
+	  cp $(FINDINGS)/$$name/figures/correlation_by_epoch.png docs/findings/$$name/ || exit 1; \
+	done
+	@LYAPSWEEP_STORE=folder:$(FINDINGS)/store $(BIN)/lyapsweep replay recall-fresh $(PRUNERS) \
+	  > docs/findings/replay.txt
+	@$(BIN)/python docs/findings/quoted.py $(KEPT) > docs/findings/numbers.md
+	@git --no-pager diff --stat -- docs/findings || true
 
 test: $(READY) ## run the tests, except the slow proofs
 	@$(BIN)/pytest $(ARGS)

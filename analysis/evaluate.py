@@ -4,8 +4,9 @@ Repeated K-fold cross-validation by trial; within each fold a predictor sees the
 other folds only, and whatever it tunes it tunes on those (nested). Beside that, for each sampled
 number, the trials of its lowest, middle and highest third are foretold from the other two: within
 and beyond the range are different questions. Errors are of the logarithm of the loss where all
-losses are positive. Whether the spectrum adds anything is `evidence`'s question: a table of scores
-cannot answer it.
+losses are positive. Of more than `MANY` trials some are drawn: predictors are fitted on one half of
+them and judged on the other, once, which then is precise enough. Whether the spectrum adds anything
+is `evidence`'s question: a table of scores cannot answer it.
 
 Diverged trials have no final loss and are a class of their own: `divergence_scores` asks how well
 they are told from the others.
@@ -31,6 +32,10 @@ from pipeline import catalog
 NUM_FOLDS = 10
 NUM_REPEATS = 2
 MIN_TRIALS = 20
+MANY = 1_000
+"""Up to so many trials all enter, in cross-validation. Of more, so many are drawn."""
+_MOST_RESAMPLED = 400
+_NUM_RESAMPLES = 1_000
 _COSTLY_FOLDS = 5
 _MIN_REGION = 5
 _KEPT = (0.1, 0.25)
@@ -51,12 +56,14 @@ class Comparison:
             that), coverage, problem.
         region_epoch: the last measured epoch in the first half of training.
         is_log: whether the target was the logarithm of the loss.
+        note: in words, which part of the trials this is of; "" for all of them.
     """
 
     scores: pd.DataFrame
     regions: pd.DataFrame
     region_epoch: int
     is_log: bool
+    note: str = ""
 
 
 @lru_cache(maxsize=2)
@@ -69,14 +76,20 @@ def compare(frame: SweepFrame) -> Comparison:
     early = [e for e in epochs if e <= frame.final_epoch / 2] or epochs[:1]
     scores, regions = [], []
     for epoch in epochs:
-        view = ft.early_view(frame, epoch)
-        ahead = transformed.reindex(frame.target_at(epoch).index)
+        ahead = _drawn(transformed.reindex(frame.target_at(epoch).index))
+        view = _of(ft.early_view(frame, epoch), ahead.index)
         for name, predictor in variants().items():
             scores.append({"epoch": epoch, "predictor": name, **_score(view, ahead, predictor)})
             if epoch == early[-1] and not predictor.is_costly:
                 regions += _regions(view, ahead, name, predictor)
     region_epoch = early[-1] if early else -1
-    return Comparison(pd.DataFrame(scores), pd.DataFrame(regions), region_epoch, is_log)
+    note = ""
+    if len(target) > MANY:
+        note = (
+            f"Of {len(target):,} trials that ended, {MANY:,} were drawn by chance: predictors were "
+            "fitted on one half of them and judged on the other, once."
+        )
+    return Comparison(pd.DataFrame(scores), pd.DataFrame(regions), region_epoch, is_log, note)
 
 
 @lru_cache(maxsize=2)
@@ -91,7 +104,8 @@ def divergence_scores(frame: SweepFrame) -> pd.DataFrame:
         view = ft.early_view(frame, epoch)
         is_case = (state["state"] == "diverged") & (state["last_epoch"] > epoch)
         enters = is_case | state.index.isin(frame.target_at(epoch).index)
-        case = is_case[enters & state.index.isin(view.trials)]
+        case = _drawn(is_case[enters & state.index.isin(view.trials)])
+        view = _of(view, case.index)
         for words, groups in _DIVERGENCE_GROUPS.items():
             try:
                 probability = dv.held_out(view, case, groups, NUM_FOLDS)
@@ -156,6 +170,17 @@ def cross_validate(
     return means, sds, centres
 
 
+def _other_half(
+    view: EarlyView, target: pd.Series, predictor: Predictor
+) -> tuple[pd.Series, tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """One half's targets, and what `cross_validate` returns, foretold from the other half."""
+    is_held_out = np.random.default_rng(0).permutation(np.arange(len(target)) % 2).astype(bool)
+    fitted, rest = target[~is_held_out], target[is_held_out]
+    found = predictor.fit(view, fitted).predict(view, rest.index)
+    centres = np.full((1, len(rest)), fitted.mean())
+    return rest, (found.mean.to_numpy(float)[None], found.sd.to_numpy(float)[None], centres)
+
+
 def thirds(values: pd.Series) -> Iterator[pd.Series]:
     """Which trials are held out, third by third; value by value where there are two or three."""
     if values.nunique() <= 3:
@@ -167,6 +192,18 @@ def thirds(values: pd.Series) -> Iterator[pd.Series]:
     yield values > high
 
 
+def _drawn(values: pd.Series) -> pd.Series:
+    """All of them, or `MANY` drawn by chance."""
+    if len(values) <= MANY:
+        return values
+    return values.iloc[np.sort(np.random.default_rng(0).permutation(len(values))[:MANY])]
+
+
+def _of(view: EarlyView, trials: pd.Index) -> EarlyView:
+    """The view, of these trials alone where they are drawn from many."""
+    return view.only(trials) if len(trials) == MANY else view
+
+
 def _score(view: EarlyView, target: pd.Series, predictor: Predictor) -> dict[str, object]:
     n = len(target)
     if n < MIN_TRIALS or target.nunique() < 2:
@@ -176,9 +213,13 @@ def _score(view: EarlyView, target: pd.Series, predictor: Predictor) -> dict[str
         (min(_COSTLY_FOLDS, NUM_FOLDS), 1) if predictor.is_costly else (NUM_FOLDS, NUM_REPEATS)
     )
     try:
-        means, sds, centres = cross_validate(
-            view, target, predictor, num_folds=folds, num_repeats=repeats
-        )
+        if n < MANY:
+            means, sds, centres = cross_validate(
+                view, target, predictor, num_folds=folds, num_repeats=repeats
+            )
+        else:
+            target, (means, sds, centres) = _other_half(view, target, predictor)
+            n = len(target)
     except CannotPredictError as error:
         return {"n": n, "problem": f"not computable: {error}"}
     known = np.isfinite(means).all(axis=0)
@@ -187,7 +228,9 @@ def _score(view: EarlyView, target: pd.Series, predictor: Predictor) -> dict[str
         return {"n": n, "problem": f"not computable: no prediction for {missing} trials"}
     y = target.to_numpy(float)
     foretold = (means - centres).mean(axis=0)
-    rank = correlation(foretold, y, "spearman", num_resamples=1_000)
+    rank = correlation(
+        foretold, y, "spearman", num_resamples=_NUM_RESAMPLES if n <= _MOST_RESAMPLED else 0
+    )
     return {
         "n": n,
         "spearman": rank.value,

@@ -17,9 +17,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline import records, space
+from pipeline.home import Home
 from pipeline.records import TrialHeader, TrialRecord
 from pipeline.space import Range
 from pipeline.store import Store, SweepInfo
+from pipeline.unfinished import unfinished
 
 TARGET = "val_loss"
 MEASURED_PREFIXES = ("lyapunov.", "ftle.")
@@ -36,7 +38,8 @@ class SweepFrame:
     Attributes:
         info: the sweep as the store knows it.
         headers: one a trial, in order of their numbers.
-        table: the rows of all trials, `records.SCHEMA`.
+        table: the rows of all trials, `records.SCHEMA`, epoch by epoch: what was known by one of
+            them is a slice, not a copy.
         target_quantity: the quantity whose last value in a complete trial is the target;
             smaller is better.
         registration: what `preregistration.preregistration_of` found, or the error it raised.
@@ -48,10 +51,22 @@ class SweepFrame:
     target_quantity: str = TARGET
     registration: Any = None
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "table", _by_epoch(self.table))
+
     @classmethod
-    def from_store(cls, store: Store, name: str) -> "SweepFrame":
-        """All published trials. Raises NoSuchSweepError, RecordError, AnalysisError."""
-        return cls.from_records(store.sweep(name), store.records(name))
+    def from_store(cls, store: Store, name: str, home: Home | None = None) -> "SweepFrame":
+        """All published trials; with the driver's folder, also those that a driver there trains.
+
+        Raises NoSuchSweepError, RecordError, AnalysisError.
+        """
+        info = store.sweep(name)
+        waiting = {} if home is None else {r.header.trial: r for r in unfinished(info, home)}
+        found = []
+        for record in store.records(name):
+            waiting.pop(record.header.trial, None)
+            found.append(record)
+        return cls.from_records(info, [*found, *waiting.values()])
 
     @classmethod
     def from_records(cls, info: SweepInfo, trials: Iterable[TrialRecord]) -> "SweepFrame":
@@ -69,9 +84,13 @@ class SweepFrame:
                 f"sweep {info.name!r}: each trial must occur once, but there are several records "
                 f"of trial {', '.join(map(str, repeated))}"
             )
-        table = pa.concat_tables([r.table.replace_schema_metadata(None) for r in found])
+        headers = tuple(record.header for record in found)
+        parts = [record.table.replace_schema_metadata(None) for record in found]
+        del found, trials
+        table = _by_epoch(pa.concat_tables(parts))
+        del parts
         _check_rows(info.name, table)
-        return cls(info, tuple(record.header for record in found), table.combine_chunks())
+        return cls(info, headers, table)
 
     @property
     def imported_from(self) -> str:
@@ -80,12 +99,31 @@ class SweepFrame:
 
     @cached_property
     def scalars(self) -> pd.DataFrame:
-        """`records.scalars` of all trials."""
-        return records.scalars(self.table)
+        """Every scalar, epoch by epoch: trial, epoch, quantity, value."""
+        return _scalars(self.table)
 
-    def spectra(self, quantity: str) -> pd.DataFrame:
-        """`records.tidy` of one quantity with axes. Raises KeyError where there is none."""
-        return records.tidy(self.table, quantity)
+    def spectra(
+        self,
+        quantity: str,
+        *,
+        trials: Iterable[int] | None = None,
+        epochs: Iterable[int] | None = None,
+    ) -> pd.DataFrame:
+        """`records.tidy` of one quantity with axes, of some trials and epochs or of all.
+
+        Raises KeyError where there is none.
+        """
+        table = self.table
+        for column, wanted in (("trial", trials), ("epoch", epochs)):
+            if wanted is not None:
+                among = pa.array([int(v) for v in wanted], pa.int32())
+                table = table.filter(pc.is_in(table[column], among))
+        return records.tidy(table, quantity)
+
+    def epochs_of(self, quantity: str) -> list[int]:
+        """Epochs at which a quantity was recorded in some trial."""
+        rows = self.table.filter(pc.equal(self.table["quantity"], quantity))
+        return sorted(pc.unique(rows["epoch"]).to_pylist())
 
     @cached_property
     def quantities(self) -> frozenset[str]:
@@ -233,9 +271,7 @@ class SweepFrame:
 
         A record that names no state size is taken to hold the whole spectrum.
         """
-        rows = self.table.filter(pc.equal(self.table["quantity"], "lyapunov.spectrum"))
-        columns = ["trial", "epoch", "values", "details"]
-        return _kinds(rows.select(columns).to_pylist())
+        return _kinds(self.table.filter(pc.equal(self.table["quantity"], "lyapunov.spectrum")))
 
     @cached_property
     def ranges(self) -> dict[str, Range]:
@@ -245,14 +281,15 @@ class SweepFrame:
 
     def early_view(self, epoch: int) -> "EarlyView":
         """What had been seen by the end of `epoch`."""
-        return EarlyView.of(self.headers, self.table, epoch)
+        count = int(np.searchsorted(self.table["epoch"].to_numpy(), epoch, side="right"))
+        return EarlyView.of(self.params, self.sampled, self.table.slice(0, count), epoch)
 
 
 @dataclass(frozen=True, eq=False)
 class EarlyView:
     """What was known of a sweep's trials by the end of one epoch.
 
-    Built from filtered rows and from the settings alone, so that nothing later can be read
+    Built from the rows up to then and from the settings alone, so that nothing later can be read
     from it: no outcome, no end time, no row of a later epoch.
 
     Attributes:
@@ -268,13 +305,20 @@ class EarlyView:
     table: pa.Table
 
     @classmethod
-    def of(cls, headers: Iterable[TrialHeader], table: pa.Table, epoch: int) -> "EarlyView":
-        """Filters first, then derives."""
-        headers = tuple(headers)
-        seen = table.filter(pc.less_equal(table["epoch"], epoch))
-        trials = pc.unique(seen["trial"]).to_pylist()
-        params = _params(headers).loc[lambda p: p.index.isin(trials)]
-        return cls(epoch, params, _sampled(headers), seen)
+    def of(
+        cls, params: pd.DataFrame, sampled: tuple[str, ...], seen: pa.Table, epoch: int
+    ) -> "EarlyView":
+        """Of the trials that have a row in `seen`. Raises ValueError for a row of later."""
+        if seen.num_rows and pc.max(seen["epoch"]).as_py() > epoch:
+            raise ValueError(f"a view of epoch {epoch} must hold no later row")
+        trials = pc.unique(seen["trial"]).to_numpy()
+        return cls(epoch, params.loc[params.index.isin(trials)], sampled, seen)
+
+    def only(self, trials: pd.Index) -> "EarlyView":
+        """The same of these trials alone."""
+        among = pa.array(trials.to_numpy(), self.table.schema.field("trial").type)
+        table = self.table.filter(pc.is_in(self.table["trial"], among))
+        return EarlyView(self.epoch, self.params.loc[trials], self.sampled, table)
 
     @property
     def trials(self) -> pd.Index:
@@ -283,8 +327,8 @@ class EarlyView:
 
     @cached_property
     def scalars(self) -> pd.DataFrame:
-        """`records.scalars` up to `epoch`."""
-        return records.scalars(self.table)
+        """Every scalar up to `epoch`: trial, epoch, quantity, value."""
+        return _scalars(self.table)
 
     @cached_property
     def latest(self) -> pd.DataFrame:
@@ -301,14 +345,13 @@ class EarlyView:
 
     def arrays(self, quantity: str) -> dict[int, np.ndarray]:
         """The array of a quantity measured at `epoch` itself, by trial."""
-        columns = self._rows(quantity).select(["trial", "values", "shape"]).to_pylist()
-        return dict(zip((r["trial"] for r in columns), records.arrays(columns), strict=True))
+        rows = self._rows(quantity)
+        return dict(zip(rows["trial"].to_pylist(), records.arrays(rows), strict=True))
 
     @cached_property
     def state_sizes(self) -> dict[int, int]:
         """Number of exponents that the spectrum measured at `epoch` is taken from, by trial."""
-        rows = self._rows("lyapunov.spectrum").select(["trial", "epoch", "values", "details"])
-        kinds = _kinds(rows.to_pylist())
+        kinds = _kinds(self._rows("lyapunov.spectrum"))
         return dict(zip(kinds["trial"], kinds["state_size"], strict=True))
 
     def _rows(self, quantity: str) -> pa.Table:
@@ -319,8 +362,11 @@ class EarlyView:
         return table.filter(is_wanted)
 
     def _by_trial(self, scalars: pd.DataFrame) -> pd.DataFrame:
-        last = scalars.groupby(["trial", "quantity"])["value"].last()
-        return last.unstack().reindex(self.trials) if len(last) else pd.DataFrame(index=self.trials)
+        last = scalars.groupby(["trial", "quantity"], observed=True)["value"].last()
+        if not len(last):
+            return pd.DataFrame(index=self.trials)
+        wide = last.unstack().reindex(self.trials)
+        return wide.set_axis(pd.Index(wide.columns.astype(str), name="quantity"), axis=1)
 
     def details(self, quantity: str) -> dict[str, Any]:
         """How a quantity was obtained in the first row that has it; {} where none does."""
@@ -328,14 +374,51 @@ class EarlyView:
         return json.loads(self.table["details"][row].as_py()) if row >= 0 else {}
 
 
-def _kinds(rows: list[dict[str, Any]]) -> pd.DataFrame:
-    lines = []
-    for row in rows:
-        k, details = len(row["values"]), json.loads(row["details"])
-        size = int(details.get("state_size") or k)
-        state = str(details.get("state", "full"))
-        lines.append((row["trial"], row["epoch"], k, size, state))
-    return pd.DataFrame(lines, columns=["trial", "epoch", "k", "state_size", "state"])
+def _by_epoch(table: pa.Table) -> pa.Table:
+    """The rows in one chunk, in order of their epochs; those of one epoch stay as they were."""
+    epochs = table["epoch"].to_numpy()
+    if (np.diff(epochs) >= 0).all():
+        return table.combine_chunks()
+    order = pa.array(np.argsort(epochs, kind="stable"))
+    # Column by column, so that there are never two whole tables.
+    columns = []
+    for name in table.schema.names:
+        column = table[name].combine_chunks()
+        columns.append(column.take(order))
+    return pa.table(columns, schema=table.schema)
+
+
+def _scalars(table: pa.Table) -> pd.DataFrame:
+    """Rows without axes: trial, epoch, quantity (categorical), value."""
+    rows = table.select(["trial", "epoch", "quantity", "values", "shape"])
+    rows = rows.filter(pc.equal(pc.list_value_length(rows["shape"]), 0))
+    quantity = rows["quantity"].combine_chunks().dictionary_encode()
+    names = quantity.dictionary if rows.num_rows else pa.array([], pa.string())
+    codes = quantity.indices.to_numpy() if rows.num_rows else np.empty(0, int)
+    return pd.DataFrame(
+        {
+            "trial": rows["trial"].to_numpy(),
+            "epoch": rows["epoch"].to_numpy(),
+            "quantity": pd.Categorical.from_codes(codes, names.to_pylist()),
+            "value": records.firsts(rows["values"]),
+        }
+    )
+
+
+def _kinds(rows: pa.Table) -> pd.DataFrame:
+    """Of spectra: trial, epoch, k, state_size, state."""
+    known = {text: json.loads(text) for text in pc.unique(rows["details"]).to_pylist()}
+    k = pc.list_value_length(rows["values"]).to_numpy()
+    details = [known[text] for text in rows["details"].to_pylist()]
+    return pd.DataFrame(
+        {
+            "trial": rows["trial"].to_numpy(),
+            "epoch": rows["epoch"].to_numpy(),
+            "k": k,
+            "state_size": [int(d.get("state_size") or n) for d, n in zip(details, k, strict=True)],
+            "state": [str(d.get("state", "full")) for d in details],
+        }
+    )
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

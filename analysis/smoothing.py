@@ -38,40 +38,67 @@ def between(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Parts between other trials and those fitted on, (C, others, n), and each other's own."""
     cross = _raw(others, Z, num_paired) / unit[:, None, None]
-    own = [_raw(z[None], z[None], num_paired)[:, 0, 0] / unit for z in others]
-    return cross, np.array(own).reshape(len(others), -1).T
+    return cross, _own(others, num_paired) / unit[:, None]
 
 
 def _raw(A: np.ndarray, B: np.ndarray, num_paired: int) -> np.ndarray:
-    found: list[np.ndarray] = []
+    pairs = list(combinations(range(num_paired), 2))
+    each = 1 + len(WIDTHS)
+    found = np.empty((each * A.shape[1] + len(pairs), len(A), len(B)))
     bumps: list[np.ndarray] = []
-    for a, b in zip(A.T, B.T, strict=True):
-        line, square = np.outer(a, b), (a[:, None] - b) ** 2
-        found += [line, *(np.exp(-square / (2 * width**2)) for width in WIDTHS)]
-        bumps.append(np.exp(-square / (2 * _PAIR_WIDTH**2)) + line / 2)
+    for i, (a, b) in enumerate(zip(A.T, B.T, strict=True)):
+        line, *curves = found[each * i : each * (i + 1)]
+        np.multiply.outer(a, b, out=line)
+        square = (a[:, None] - b) ** 2
+        for curve, width in zip(curves, WIDTHS, strict=True):
+            np.exp(np.divide(square, -2 * width**2, out=curve), out=curve)
+        if i < num_paired:
+            bumps.append(np.exp(-square / (2 * _PAIR_WIDTH**2)) + line / 2)
+    for pair, (i, j) in zip(found[each * A.shape[1] :], pairs, strict=True):
+        np.multiply(bumps[i], bumps[j], out=pair)
+    return found
+
+
+def _own(Z: np.ndarray, num_paired: int) -> np.ndarray:
+    """`_raw` between each of the trials and itself, (C, trials)."""
+    ones, found = np.ones(len(Z)), []
+    for z in Z.T:
+        found += [z * z, *(ones for _ in WIDTHS)]
+    bumps = [1 + z * z / 2 for z in Z.T[:num_paired]]
     found += [bumps[i] * bumps[j] for i, j in combinations(range(num_paired), 2)]
     return np.stack(found)
 
 
-def learn(K: np.ndarray, Y: np.ndarray) -> np.ndarray:
+def learn(K: np.ndarray, Y: np.ndarray, rows: np.ndarray | None = None) -> np.ndarray:
     """Weights of the parts in units of the noise, (C,), for columns Y, (n, q), of one kind.
 
-    Fixed-point steps on the restricted likelihood; columns share their weights.
+    Fixed-point steps on the restricted likelihood; columns share their weights. Of the trials in K
+    only those in `rows`, to which Y belongs, enter: to cut the parts down would take longer.
     """
-    C, n, _ = K.shape
-    flat = K.reshape(C, -1)
+    C, whole, _ = K.shape
+    flat, n = K.reshape(C, -1), len(Y)
+    these = np.ix_(*[np.arange(n) if rows is None else rows] * 2)
     Y = Y - Y.mean(axis=0)
     Y = Y / np.maximum(Y.std(axis=0), 1e-12)
     q = Y.shape[1]
     weights, noise = np.full(C, 0.7 / C), 0.3
+
+    def spread(M: np.ndarray) -> np.ndarray:
+        """Among all trials, 0 where one does not enter, as a vector."""
+        if rows is not None:
+            M, inner = np.zeros((whole, whole)), M
+            M[these] = inner
+        return M.ravel()
+
     for _ in range(_NUM_STEPS):
-        V = (weights @ flat).reshape(n, n)
+        V = (weights @ flat).reshape(whole, whole)
+        V = V if rows is None else V[these]
         V[np.diag_indices(n)] += noise
         P = _inverse(V)
         ones = P.sum(axis=0)
         P -= np.outer(ones, ones) / ones.sum()
         A = P @ Y
-        fitted, expected = flat @ (A @ A.T).ravel() / q, flat @ P.ravel()
+        fitted, expected = flat @ spread(A @ A.T) / q, flat @ spread(P)
         # A part that is constant among these trials neither fits nor is expected to. Steps are
         # longer than the plain ones, which crawl where a weight goes to 0.
         ratio = np.maximum(fitted, 0) / np.maximum(expected, _TINY)
@@ -144,5 +171,7 @@ def weighted(K: np.ndarray, weights: np.ndarray, rows: np.ndarray | None = None,
 def _inverse(V: np.ndarray) -> np.ndarray:
     """Of a positive definite matrix."""
     L, _ = linalg.lapack.dpotrf(V, lower=1, overwrite_a=1)
-    inverse, _ = linalg.lapack.dpotri(L, lower=1, overwrite_c=1)
-    return np.asarray(np.tril(inverse) + np.tril(inverse, -1).T)
+    half, _ = linalg.lapack.dpotri(L, lower=1, overwrite_c=1)
+    inverse = half + half.T  # LAPACK leaves zeros above the diagonal
+    inverse[np.diag_indices(len(V))] /= 2
+    return np.asarray(inverse)

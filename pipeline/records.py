@@ -15,7 +15,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -32,7 +32,7 @@ SCHEMA_VERSION = 2
 HEADER_KEY = b"lyapsweep.trial"
 VERSION_KEY = b"lyapsweep.schema_version"
 
-TrialState = Literal["complete", "diverged", "pruned", "failed"]
+TrialState = Literal["complete", "diverged", "pruned", "failed", "running", "interrupted"]
 
 SCHEMA = pa.schema(
     [
@@ -69,7 +69,8 @@ class TrialHeader:
         trial: number, 0, 1, …
         trial_uid: `<sweep id>/<number>`, unique across stores.
         seed: the trial's own seed.
-        state: complete, diverged (a result), pruned, failed (an exception, or lost workers).
+        state: complete, diverged (a result), pruned, failed (an exception, or lost workers); of
+            trials that no store has a record of yet, running or interrupted.
         params: every resolved setting by dotted name.
         sampled: names of those params that were sampled.
         value: what the sampler was told, finite; None for failed trials. Of a pruned trial it is

@@ -19,7 +19,8 @@ class LearningCurves(Figure):
     caption: ClassVar[str] = (
         "Validation loss by epoch, one line a trial; dark lines end low. Orange dashed lines "
         "ending in a cross are trials that diverged, failed or were stopped. Where curves do not "
-        "cross, the loss itself foretells the outcome and leaves nothing for a spectrum to add."
+        "cross, the loss itself foretells the outcome and leaves nothing for a spectrum to add. At "
+        "most 150 trials of either kind are drawn, those that ended evenly spread over the loss."
     )
 
     def data(self, frame: SweepFrame) -> pd.DataFrame:
@@ -36,7 +37,7 @@ class LearningCurves(Figure):
                 "value": rows["value"],
                 "target": rows["trial"].map(target),
                 "state": rows["trial"].map(trials["state"]),
-                "unit": rows["unit"],
+                "unit": frame.unit(frame.target_quantity),
             }
         ).sort_values(["trial", "epoch"], ignore_index=True)
 

@@ -38,11 +38,10 @@ class Spectra(Figure):
             kind, quantity, axis = "FTLE quantiles", "ftle.quantiles", "level"
         else:
             return pd.DataFrame()
-        table = frame.spectra(quantity)
         trials = frame.trials["target"]
         chosen = some_trials(trials.dropna()).union(some_trials(trials[trials.isna()]))
-        epochs = spread_out(sorted(table["epoch"].unique()), _MAX_EPOCHS)
-        table = table[table["epoch"].isin(epochs) & table["trial"].isin(chosen)]
+        epochs = spread_out(frame.epochs_of(quantity), _MAX_EPOCHS)
+        table = frame.spectra(quantity, trials=chosen, epochs=epochs)
         if kind == "exponents":
             size = table.groupby(["trial", "epoch"])["value"].transform("size")
             rank = table.groupby(["trial", "epoch"])["value"].rank(ascending=False, method="first")

@@ -68,6 +68,10 @@ class Predictor(ABC):
     def predict(self, view: EarlyView, trials: pd.Index) -> Prediction:
         """Foretells the outcome of these trials of the view; NaN for one it cannot treat."""
 
+    def expected(self, view: EarlyView, trials: pd.Index) -> pd.Series:
+        """`predict`'s mean alone, where its spread is what costs."""
+        return self.predict(view, trials).mean
+
     @abstractmethod
     def explain(self) -> pd.DataFrame:
         """What the fit rests on: columns term, weight (per standard deviation of the term)."""

@@ -81,7 +81,7 @@ class Ensemble(Predictor):
 
 
 def _average(members: list[Predictor], view: EarlyView, trials: pd.Index) -> np.ndarray:
-    means = np.stack([m.predict(view, trials).mean.to_numpy(float) for m in members])
+    means = np.stack([m.expected(view, trials).to_numpy(float) for m in members])
     known = np.isfinite(means)
     count = known.sum(axis=0)
     total = np.where(known, means, 0).sum(axis=0)

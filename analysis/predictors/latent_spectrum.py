@@ -6,6 +6,7 @@ on the trials fitted on, and so is the regression on the latent numbers, setting
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Annotated, ClassVar, Literal, Self
 
 import numpy as np
@@ -86,6 +87,7 @@ class LatentSpectrum(Predictor):
         return inputs.table(view, self.config.beside).join(found)
 
 
+@lru_cache(maxsize=8)
 def _spectra(view: EarlyView) -> pd.DataFrame:
     found = sorted_spectra(view, _NUM_PLACES)
     if found.empty:

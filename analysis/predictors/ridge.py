@@ -42,7 +42,7 @@ class Ridge(Predictor):
         base = inputs.table(view, self.config.groups)
         fitted = base.reindex(target.index)
         self._scale = inputs.Scale.of(fitted)
-        self._is_binary = [fitted[name].nunique() <= 2 for name in self._scale.names]
+        self._is_binary = _two_values(fitted[list(self._scale.names)].to_numpy(float))
         self._terms, X = self._expand(base, target.index)
         self._mean, spread = X.mean(axis=0), X.std(axis=0)
         self._used = spread > 1e-9
@@ -90,6 +90,13 @@ class Ridge(Predictor):
             terms.append(f"{names[i]} × {names[j]}")
             columns.append(z[:, i] * z[:, j])
         return [term.replace(inputs.SETTING, "") for term in terms], np.stack(columns, axis=1)
+
+
+def _two_values(columns: np.ndarray) -> list[bool]:
+    """Which columns hold two values at most, numbers that are missing not counted."""
+    low, high = np.nanmin(columns, axis=0), np.nanmax(columns, axis=0)
+    is_end = (columns == low) | (columns == high) | np.isnan(columns)
+    return [bool(v) for v in is_end.all(axis=0)]
 
 
 def _degree(name: str) -> int:

@@ -89,7 +89,7 @@ def test_what_is_written_is_what_is_read(tmp_path, rows):
     assert back.table.schema.equals(records.SCHEMA)
     found = back.table.to_pylist()
     assert len(found) == len(rows)
-    for row, stored, values in zip(rows, found, records.arrays(found), strict=True):
+    for row, stored, values in zip(rows, found, records.arrays(back.table), strict=True):
         np.testing.assert_array_equal(values, row.values, strict=True)
         for name in ("error", "marks"):
             expected = getattr(row, name)
