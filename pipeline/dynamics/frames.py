@@ -6,14 +6,17 @@ stays in the cache, and threads share them out.
 Shapes: N members, B sequences, D state, K tangents.
 """
 
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from torch import Tensor
 
+from pipeline.dynamics.halves import HalfDiagonal, HalvedStairs, eliminate_halves
 from pipeline.dynamics.hands import Hands
 from pipeline.dynamics.orthonormal import Eliminated, Method, eliminate, factorise, log_gauge
-from pipeline.dynamics.staircase import HalfDiagonal, Shear, Stairs, eliminate_halves
+from pipeline.dynamics.staircase import Shear, Stairs
+
+AnyStairs: TypeAlias = Stairs | HalvedStairs
 
 
 class Map(Protocol):
@@ -67,7 +70,7 @@ class Frames:
     def __init__(self, Q_NBDK: Tensor, method: Method, rectangular: bool, hands: Hands) -> None:
         self._whole_NBDK = Q_NBDK
         self._method, self._rectangular, self._hands = method, rectangular, hands
-        self._apart: list[list[Stairs]] = []
+        self._apart: list[list[AnyStairs]] = []
         # One for each share of the frames that some thread carries.
         self._spares_KD: list[Tensor] = []
         self._shares: list[list[tuple[int, int]]] = []
@@ -156,16 +159,20 @@ class Frames:
 
 
 def _moved(
-    J: StairMap, member: int, sequence: int, frame: Stairs, out_KD: Tensor, is_due: bool
-) -> tuple[Stairs, Eliminated | None]:
+    J: StairMap, member: int, sequence: int, frame: AnyStairs, out_KD: Tensor, is_due: bool
+) -> tuple[AnyStairs, Eliminated | None]:
     """A frame after one map, in `out_KD`, eliminated if that is due."""
-    if is_due and isinstance(J, HalfDiagonalMap) and frame.is_split:
+    is_split = isinstance(frame, HalvedStairs) or frame.is_split
+    if is_due and is_split and isinstance(J, HalfDiagonalMap):
         halves = J.halves(member, sequence, frame.shear)
-        if halves is not None:
-            eliminated = eliminate_halves(frame, halves, out_KD)
-            if eliminated is not None:
-                return Stairs(out_KD, eliminated.order, halves.shear), eliminated
-    shear = J.move(member, sequence, frame, out_KD, may_shear=is_due)
+        if halves is not None and isinstance(frame, Stairs):
+            frame = HalvedStairs.of(frame) or frame
+        if halves is not None and isinstance(frame, HalvedStairs):
+            found = eliminate_halves(frame, halves, out_KD)
+            if found is not None:
+                return found
+    whole = frame.stairs() if isinstance(frame, HalvedStairs) else frame
+    shear = J.move(member, sequence, whole, out_KD, may_shear=is_due)
     if not is_due:
         return Stairs(out_KD), None
     eliminated = eliminate(out_KD)

@@ -3,9 +3,7 @@
 Between time blocks a frame of many tangents is what a Gaussian elimination left of it,
 F = S⁻¹ Pᵀ L: L unit lower trapezoidal, P an order of its rows, S a change of the coordinates of the
 state that the map brought in. A product with some of its rows takes half the operations of a square
-one. Where, in addition, half of the map is diagonal and its dense half meets the first rows of L
-alone (`HalfDiagonal`), product and elimination together are done by blocks, most of which are
-triangular.
+one.
 
 Shapes: D state, K tangents, M rows of the frame that enter a product, E rows of the product. Frames
 are given transposed, so that their columns lie along memory.
@@ -19,19 +17,10 @@ import torch
 from torch import Tensor
 
 from pipeline.dynamics import blas
-from pipeline.dynamics.orthonormal import (
-    Eliminated,
-    inverse,
-    logs_and_depth,
-    norms_below,
-    order_of,
-)
+from pipeline.dynamics.orthonormal import inverse
 
 PANEL = 64
 """Columns a product where the rows of a frame end elsewhere than in columns of their own."""
-
-LARGEST = 1e3
-"""Largest entry of a frame: beyond, pivots are looked for among all rows instead."""
 
 
 class Shear(Protocol):
@@ -39,30 +28,6 @@ class Shear(Protocol):
 
     def undo(self, Q_KD: Tensor, ends_D: Tensor) -> None:
         """S⁻¹ of a frame, given transposed, and of the places where its rows end; in place."""
-        ...
-
-
-class HalfDiagonal(Protocol):
-    """J of a state (a, b) in two halves of H entries, where ∂/∂b is diagonal."""
-
-    @property
-    def dense_HD(self) -> Tensor:
-        """Jᵀ of the columns of a, (H, 2H)."""
-        ...
-
-    @property
-    def a_by_b(self) -> Tensor:
-        """(H,)."""
-        ...
-
-    @property
-    def b_by_b(self) -> Tensor:
-        """(H,)."""
-        ...
-
-    @property
-    def shear(self) -> Any:
-        """The coordinates of what comes out."""
         ...
 
 
@@ -155,47 +120,3 @@ def columns(of_RC: Tensor, order_M: Tensor) -> Tensor:
     """of[:, order], (R, M)."""
     # gather: three times as fast as index_select along the last axis.
     return torch.gather(of_RC, 1, order_M.expand(len(of_RC), len(order_M)))
-
-
-def eliminate_halves(frame: Stairs, J: HalfDiagonal, out_KD: Tensor) -> Eliminated | None:
-    """Product and elimination of a frame that `is_split`, by blocks; L is left in `out_KD`.
-
-    With L = (A 0; X B) and J = (M, (d; d')), the product is (M A + (d; d') X, (d; d') B). Pivots of
-    its left half are looked for among the rows of a, V_a = Pᵀ L₁ R₁; what remains of its right
-    half, (d' − V_b V_a⁻¹ d) B, is a product with the triangle B once more. None where such
-    pivots leave entries above LARGEST.
-    """
-    H = len(J.a_by_b)
-    A, X, B = frame.Q_KD[:H, :H], frame.Q_KD[:H, H:], frame.Q_KD[H:, H:]
-    V_a, V_b, rest = out_KD[:H, :H], out_KD[:H, H:], out_KD[H:, H:]
-    order_a, order_b = frame.order_D[:H], frame.order_D[H:] - H  # type: ignore[index]
-
-    torch.index_select(J.dense_HD, 0, order_a, out=out_KD[:H])
-    blas.multiply(out_KD[:H], A)
-    X_units = columns(X, inverse(order_b))
-    V_a.addcmul_(X_units, J.a_by_b)
-    V_b.addcmul_(X_units, J.b_by_b)
-    order = order_of(blas.eliminate(V_a), H)
-    blas.divide(V_b, V_a)
-    # NaN is not above, and stays where it is.
-    if max(map(abs, map(float, V_b.aminmax()))) > LARGEST or bool((V_a.diagonal() == 0).any()):
-        return None
-
-    by_rows = X_units.copy_(V_b)
-    blas.divide_unit(by_rows, V_a)
-    coefficients = by_rows.index_select(0, inverse(order)[order_b])
-    torch.mul(coefficients, -J.a_by_b[order_b].unsqueeze(-1), out=rest)
-    rest.scatter_add_(1, order_b.unsqueeze(-1), J.b_by_b[order_b].unsqueeze(-1))
-    blas.multiply(rest, B)
-    order_rest = order_of(blas.eliminate(rest), H)
-    torch.gather(by_rows.copy_(V_b), 1, order_rest.expand(H, H), out=V_b)
-
-    diagonal = torch.cat([V_a.diagonal(), rest.diagonal()])
-    weights = (J.a_by_b.square() + J.b_by_b.square())[order_b]
-    # ‖R_:,i‖ of the right half is not at hand; that of the columns before elimination is.
-    before = torch.mv(B.square(), weights).sqrt_()
-    norms = torch.cat([norms_below(V_a), torch.hypot(before, norms_below(rest))])
-    for block in (V_a, rest):
-        block.triu_(1).diagonal().fill_(1.0)
-    out_KD[H:, :H] = 0
-    return Eliminated(*logs_and_depth(diagonal, norms), torch.cat([order, order_rest + H]))

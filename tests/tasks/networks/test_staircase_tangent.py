@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from pipeline.dynamics.frames import StairMap
+from pipeline.dynamics.halves import HalvedStairs, eliminate_halves
 from pipeline.dynamics.orthonormal import eliminate
 from pipeline.dynamics.propagate import carry, random_frame
-from pipeline.dynamics.staircase import Stairs, eliminate_halves
+from pipeline.dynamics.staircase import Stairs
 from pipeline.dynamics.steps import GivenMaps
 from tasks.base import generator_for
 from tasks.networks.gru import GRU
@@ -93,6 +94,28 @@ def test_pivots_are_found_among_h_first():
     assert len(list(split_frames(64))) >= 3
 
 
+def copy_of(frame):
+    """Of a frame whose memory will be used."""
+    return Stairs(frame.Q_KD.clone(), frame.order_D, frame.shear)
+
+
+def written(frame):
+    out_KD = torch.full_like(frame.Q_KD, float("nan"))
+    return out_KD, frame.write(out_KD)
+
+
+def test_a_frame_in_halves_is_the_frame():
+    for _, frame in split_frames(64):
+        halved = HalvedStairs.of(copy_of(frame))
+        # What is not to be read is no number.
+        halved.Q_KD[64:, :64] = float("nan")
+        for expected, seen in zip(written(frame), written(halved), strict=True):
+            torch.testing.assert_close(seen, expected, atol=1e-11, rtol=0)
+        back = halved.stairs()
+        assert torch.equal(back.order_D, frame.order_D)
+        torch.testing.assert_close(back.Q_KD, frame.Q_KD, atol=1e-11, rtol=0)
+
+
 def test_elimination_by_halves_is_that_of_the_whole():
     H = 64
     for J, frame in split_frames(H):
@@ -102,18 +125,20 @@ def test_elimination_by_halves_is_that_of_the_whole():
         expected = eliminate(whole_KD)
         out_KD = torch.full_like(whole_KD, float("nan"))
         halves = J.halves(0, 0, frame.shear)
-        found = eliminate_halves(frame, halves, out_KD)
-        for e, other in zip(halves.shear.e, shear.e, strict=True):
+        after, found = eliminate_halves(HalvedStairs.of(copy_of(frame)), halves, out_KD)
+        for e, other in zip(after.shear.e, shear.e, strict=True):
             assert torch.equal(e, other)
         assert (expected.order[:H] < H).all()  # or the two might differ
         assert torch.equal(found.order, expected.order)
-        torch.testing.assert_close(out_KD, whole_KD, atol=1e-10, rtol=0)
         torch.testing.assert_close(found.logs, expected.logs, atol=1e-10, rtol=0)
         # Norms before elimination stand in for those after it: as deep to a few nats.
         assert (found.depth - expected.depth).abs().max() < 4
+        whole = after.stairs()
+        assert torch.equal(whole.order_D, expected.order)
+        torch.testing.assert_close(whole.Q_KD, whole_KD, atol=1e-10, rtol=0)
         # And by the definition, whatever the other elimination does: P V = L R.
         R = torch.linalg.solve_triangular(
-            out_KD.mT, product_DK[found.order], upper=False, unitriangular=True
+            whole.Q_KD.mT, product_DK[found.order], upper=False, unitriangular=True
         )
         assert R.tril(-1).abs().max() < 1e-12
         torch.testing.assert_close(R.diagonal().abs().log(), found.logs, atol=1e-10, rtol=0)
@@ -129,7 +154,13 @@ def test_where_halves_would_lose_digits_the_whole_is_eliminated(kind):
         halves.a_by_b.zero_()
     else:
         halves.dense_HD[:, H:] *= 1e8
-    assert eliminate_halves(frame, halves, torch.empty_like(frame.Q_KD)) is None
+    halved = HalvedStairs.of(copy_of(frame))
+    assert eliminate_halves(halved, halves, torch.empty_like(frame.Q_KD)) is None
+    # Nor is a frame taken apart whose C is large.
+    frame.Q_KD[:H, H:] *= 1e8
+    before_KD = frame.Q_KD.clone()
+    assert HalvedStairs.of(frame) is None
+    assert torch.equal(frame.Q_KD, before_KD)
 
 
 def test_only_one_layer_in_the_open_has_halves():
