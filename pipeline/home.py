@@ -4,6 +4,7 @@
 <home>/sweeps/<name>/lock           held while a driver runs the sweep
 <home>/sweeps/<name>/spool/         finished trials not yet taken over by the store
 <home>/sweeps/<name>/checkpoints/   where trials in training stood last
+<home>/sweeps/<name>/unfinished.parquet  what has come of them, to be looked at
 """
 
 import fcntl
@@ -52,6 +53,11 @@ class Home:
     def spool(self) -> Path:
         """Where finished trials wait to be published."""
         return self.folder / "spool"
+
+    @property
+    def unfinished(self) -> Path:
+        """What has come of trials in training, see `pipeline.unfinished`."""
+        return self.folder / "unfinished.parquet"
 
     @property
     def checkpoints(self) -> Path:

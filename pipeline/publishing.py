@@ -11,7 +11,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from pipeline.plan import TrialSpec
 from pipeline.records import TrialHeader, TrialRecord
 from pipeline.rows import Row, now_ms
 from pipeline.store import Store, StoreError, StoreFullError, SweepInfo, TrialStart
+from pipeline.unfinished import Showcase
 
 RETRY_SECONDS = (0.5, 1, 2, 4, 8, 15, 30)
 
@@ -79,6 +80,7 @@ class Publisher:
         self._unbegun: set[int] = set()
         self._waiting: deque[Path] = deque()
         self._retry_at, self._retries = 0.0, 0
+        self._showcase = Showcase(home)
 
     def begin(self, spec: TrialSpec, trial: Trial, point: Resumption | None = None) -> TrialStart:
         """A trial is trained, once more if it was before: from its start, or from a checkpoint."""
@@ -114,6 +116,7 @@ class Publisher:
     def add(self, number: int, rows: list[Row]) -> None:
         """What came of a trial at a rung."""
         self._rows[number] += rows
+        self._showcase.note()
 
     def rows(self, numbers: Iterable[int]) -> dict[int, list[Row]]:
         """What came of trials so far."""
@@ -133,21 +136,13 @@ class Publisher:
         start = self._starts[number]
         resumed_at = self._resumed.get(number)
         resumed = {"resumed_at": list(resumed_at)} if resumed_at else {}
-        header = TrialHeader(
-            sweep=self._info.name,
-            trial=number,
-            trial_uid=start.uid,
-            seed=start.seed,
+        header = replace(
+            self._header(start),
             state=ending.state,
-            params=start.params,
-            sampled=start.sampled,
             value=ending.value,
             diverged_at=ending.diverged_at,
             pruned_at=ending.pruned_at,
             epochs=ending.epochs,
-            epochs_planned=self._config.epochs,
-            attempt=start.attempt,
-            start_ms=start.start_ms,
             end_ms=now_ms(),
             error=ending.error,
             provenance={**self._provenance, **ending.provenance, **resumed},
@@ -158,7 +153,25 @@ class Publisher:
         table = records.to_table(self._info.name, number, self._rows.pop(number, []))
         records.write(TrialRecord(header, table), path)
         self._waiting.append(path)
+        self._showcase.note()
         self.publish()
+
+    def _header(self, start: TrialStart) -> TrialHeader:
+        """Of a trial in training."""
+        return TrialHeader(
+            sweep=self._info.name,
+            trial=start.number,
+            trial_uid=start.uid,
+            seed=start.seed,
+            state="running",
+            params=start.params,
+            sampled=start.sampled,
+            value=None,
+            epochs_planned=self._config.epochs,
+            attempt=start.attempt,
+            start_ms=start.start_ms,
+            provenance=dict(self._provenance),
+        )
 
     def interrupt(self, number: int, reason: str) -> None:
         """A trial that was begun will be trained again by another driver."""
@@ -188,7 +201,11 @@ class Publisher:
             self._waiting.append(path)
 
     def publish(self) -> None:
-        """Publishes what is spooled; a store that does not answer is tried again later."""
+        """Publishes what is spooled; a store that does not answer is tried again later.
+
+        What is in training is shown beside the spool.
+        """
+        self._showcase.show((self._header(self._starts[n]) for n in self._rows), self._rows)
         if time.monotonic() < self._retry_at:
             return
         while self._waiting:
