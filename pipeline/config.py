@@ -123,7 +123,8 @@ class SweepConfig:
         tree: as resolved, ranges included; JSON values only.
         space: dotted path → range, in alphabetical order: the order of keys in a file must
             not change the design, or a stored tree read back would be another sweep.
-        seed, trials, sampler, measure, execution: the sections of that name.
+        seed, trials, sampler, measure, execution: the sections of that name; measurements in
+            alphabetical order too.
     """
 
     tree: dict[str, Any]
@@ -310,7 +311,8 @@ def _measurements(faults: Faults, tree: Any, epochs: int) -> tuple[Choice, ...]:
         faults.add("measure", f"must map names of measurements to settings, got {tree!r}")
         return ()
     choices = []
-    for name, settings in tree.items():
+    # By name: a stored tree that comes back in another order is the same sweep, to its last row.
+    for name, settings in sorted(tree.items(), key=lambda one: str(one[0])):
         path = f"measure.{name}"
         choice = faults.named("diagnostics", path, str(name), {} if settings is None else settings)
         at = getattr(choice.config, "at", None) if choice is not None else None
