@@ -10,11 +10,13 @@ import math
 import zlib
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
+from analysis import configurations
 from analysis import features as ft
 from analysis.frame import SweepFrame
 from analysis.statistics import (
@@ -30,6 +32,8 @@ from analysis.statistics import (
 )
 
 NUM_RESAMPLES = 2_000
+MANY = 2_000
+"""Beyond so many trials a bootstrap takes a minute, and Fisher's interval is as good."""
 _TRIALS_PER_COVARIATE = 5
 _EXPECTED = ("squares", "cubes", "products")
 _COLUMNS = {
@@ -58,10 +62,11 @@ def correlations(frame: SweepFrame) -> pd.DataFrame:
     given_settings, given_settings_and_loss (partial rank correlations), within (pooled inside
     strata of the setting the feature goes with most), each with _low, _high, _p, _problem and,
     but for within, _p_holm over all epochs and features; strata_by, strata_positive,
-    strata_negative, reverses;
-    interval, test, num_covariates… say how.
+    strata_negative, reverses; interval, test, num_covariates… say how. When training has ended, the
+    loss seen is the final one: its lines are left out, and it cannot be held fixed.
     """
     target, known = frame.target, ft.described(frame)
+    numbers = configurations.numbered(frame.params)
     lines = []
     for epoch in frame.measured_epochs or sorted(set(frame.scalars["epoch"])):
         view = ft.early_view(frame, epoch)
@@ -72,18 +77,20 @@ def correlations(frame: SweepFrame) -> pd.DataFrame:
         y = target.reindex(table.index).to_numpy(float)
         settings = ft.hyperparameters(view).reindex(table.index)
         seen = table[[ft.LOSS_SEEN]] if ft.LOSS_SEEN in table else table[[]]
-        given = covariates(settings)
-        given_loss = covariates(settings.join(seen))
+        together = configurations.among(numbers, table.index)
+        num_units = len(table) if together is None else len(np.unique(together))
+        given = covariates(settings, num_units)
+        is_over = has_ended(frame, epoch)
+        given_loss = None if is_over else covariates(settings.join(seen), num_units)
         for name in ft.primary(table):
             x = table[name].to_numpy(float)
             is_bar = ft.FEATURES[name].group == "loss"
-            lines.append(
-                {
-                    "epoch": epoch,
-                    **_about(known[name]),
-                    **_line(x, y, settings, given, None if is_bar else given_loss, epoch, name),
-                }
-            )
+            if is_bar and is_over:
+                continue
+            reason = "the loss seen is the final loss" if is_over else "this is the loss itself"
+            held = (settings, given, None if is_bar else given_loss, reason)
+            line = _line(x, y, *held, together, f"{epoch}/{name}")
+            lines.append({"epoch": epoch, **_about(known[name]), **line})
     result = pd.DataFrame(lines)
     if result.empty:
         return result
@@ -144,6 +151,17 @@ def divergence(frame: SweepFrame) -> pd.DataFrame:
     return result
 
 
+def early_epochs(frame: SweepFrame) -> list[int]:
+    """Measured epochs in the first half of training; the first one where there are none."""
+    early = [e for e in frame.measured_epochs if e <= frame.final_epoch / 2]
+    return early or frame.measured_epochs[:1]
+
+
+def has_ended(frame: SweepFrame, epoch: int) -> bool:
+    """Whether nothing lies ahead of any trial, so that the loss seen is the target itself."""
+    return epoch >= frame.final_epoch
+
+
 def strongest(table: pd.DataFrame, column: str, zero: float = 0.0) -> pd.Series:
     """The line of a table, not empty, in which a number is farthest from `zero`."""
     return table.iloc[int(np.nanargmax((table[column].astype(float) - zero).abs().to_numpy()))]
@@ -167,15 +185,15 @@ def most_telling(
     return strongest(known if p.isna().all() else known[p == p.min()], column, zero)
 
 
-def covariates(settings: pd.DataFrame) -> Covariates:
+def covariates(settings: pd.DataFrame, num_units: int | None = None) -> Covariates:
     """Ranks of the settings with squares, cubes, products and so on while there is room.
 
     Ranks alone leave a curved influence (a learning rate with an optimum, a share that
     saturates) in the residuals of both sides, which then correlate through the setting. So
-    terms are added, the most needed kind first, while five trials a column remain; what could
-    not be is said.
+    terms are added, the most needed kind first, while five trials a column remain (or `num_units`,
+    where there are fewer configurations than trials); what could not be is said.
     """
-    n = len(settings)
+    n = len(settings) if num_units is None else num_units
     ranks = {
         str(name): _standard(stats.rankdata(column, nan_policy="omit"))
         for name, column in settings.items()
@@ -209,24 +227,25 @@ def _line(
     settings: pd.DataFrame,
     given: Covariates,
     given_loss: Covariates | None,
-    epoch: int,
+    why_not: str,
+    together: np.ndarray | None,
     name: str,
 ) -> dict[str, object]:
-    seed = zlib.crc32(f"{epoch}/{name}".encode())
-    B = min(NUM_RESAMPLES, max(500, 1_000_000 // max(1, len(y))))
-    rank = correlation(x, y, "spearman", num_resamples=B, seed=seed)
-    linear = correlation(x, y, "pearson", num_resamples=B, seed=seed)
+    B = min(NUM_RESAMPLES, max(500, 1_000_000 // max(1, len(y)))) if len(y) <= MANY else 0
+    how: Any = {"num_resamples": B, "seed": zlib.crc32(name.encode()), "together": together}
+    rank = correlation(x, y, "spearman", **how)
+    linear = correlation(x, y, "pearson", **how)
     n = int((np.isfinite(x) & np.isfinite(y)).sum())
-    by, strata = _stratify(x, y, settings, rank)
+    by, strata = _stratify(x, y, settings, rank, together)
     partial = (
-        partial_correlation(x, y, given.Z.to_numpy(), "spearman")
+        partial_correlation(x, y, given.Z.to_numpy(), "spearman", together=together)
         if given.Z.shape[1]
         else not_computable("no setting was sampled", n)
     )
     partial_loss = (
-        partial_correlation(x, y, given_loss.Z.to_numpy(), "spearman")
+        partial_correlation(x, y, given_loss.Z.to_numpy(), "spearman", together=together)
         if given_loss is not None
-        else not_computable("this is the loss itself", n)
+        else not_computable(why_not, n)
     )
     return {
         "n": n,
@@ -249,13 +268,17 @@ def _line(
 
 
 def _stratify(
-    x: np.ndarray, y: np.ndarray, settings: pd.DataFrame, marginal: Estimate
+    x: np.ndarray,
+    y: np.ndarray,
+    settings: pd.DataFrame,
+    marginal: Estimate,
+    together: np.ndarray | None,
 ) -> tuple[str, Strata]:
     """Strata of each setting; those that turn the sign, else of the one x goes with most."""
     found: list[tuple[bool, float, str, Strata]] = []
     for name, column in settings.items():
         by = column.to_numpy(float)
-        strata = within_strata(x, y, by, marginal)
+        strata = within_strata(x, y, by, marginal, together=together)
         tie = _tie(x, by)
         found.append((strata.reverses, tie, str(name), strata))
     if not found:

@@ -21,6 +21,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from analysis import configurations
 from analysis import divergence as dv
 from analysis import features as ft
 from analysis.frame import EarlyView, SweepFrame
@@ -151,22 +152,21 @@ def cross_validate(
 
     Returns means, standard deviations, and the mean target of the trials each was fitted on: a
     fold's training mean leans away from the fold, which makes the pooled ranks of a predictor
-    without skill look negative unless it is taken off.
+    without skill look negative unless it is taken off. Trials of one configuration share a fold.
 
     Raises CannotPredictError.
     """
     n = len(target)
     means, sds, centres = np.full((3, num_repeats, n), math.nan)
     rng = np.random.default_rng(seed)
+    together = configurations.shared(view.params, target.index)
     for repeat in range(num_repeats):
-        fold = rng.permutation(np.arange(n) % num_folds)
-        for i in range(num_folds):
-            held_out = fold == i
-            fitted = predictor.fit(view, target[~held_out])
+        for train, held_out in configurations.folds(n, num_folds, rng, together):
+            fitted = predictor.fit(view, target.iloc[train])
             prediction = fitted.predict(view, target.index[held_out])
             means[repeat, held_out] = prediction.mean
             sds[repeat, held_out] = prediction.sd
-            centres[repeat, held_out] = target[~held_out].mean()
+            centres[repeat, held_out] = target.iloc[train].mean()
     return means, sds, centres
 
 
@@ -174,8 +174,9 @@ def _other_half(
     view: EarlyView, target: pd.Series, predictor: Predictor
 ) -> tuple[pd.Series, tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """One half's targets, and what `cross_validate` returns, foretold from the other half."""
-    is_held_out = np.random.default_rng(0).permutation(np.arange(len(target)) % 2).astype(bool)
-    fitted, rest = target[~is_held_out], target[is_held_out]
+    together = configurations.shared(view.params, target.index)
+    train, held_out = next(configurations.folds(len(target), 2, np.random.default_rng(0), together))
+    fitted, rest = target.iloc[train], target.iloc[held_out]
     found = predictor.fit(view, fitted).predict(view, rest.index)
     centres = np.full((1, len(rest)), fitted.mean())
     return rest, (found.mean.to_numpy(float)[None], found.sd.to_numpy(float)[None], centres)
@@ -229,8 +230,9 @@ def _score(view: EarlyView, target: pd.Series, predictor: Predictor) -> dict[str
     y = target.to_numpy(float)
     foretold = (means - centres).mean(axis=0)
     rank = correlation(
-        foretold, y, "spearman", num_resamples=_NUM_RESAMPLES if n <= _MOST_RESAMPLED else 0
-    )
+        foretold, y, "spearman", num_resamples=_NUM_RESAMPLES if n <= _MOST_RESAMPLED else 0,
+        together=configurations.shared(view.params, target.index),
+    )  # fmt: skip
     return {
         "n": n,
         "spearman": rank.value,

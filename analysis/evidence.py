@@ -1,7 +1,8 @@
 """What spectrum and FTLEs add at each rung, over what was known without them.
 
 The baseline is everything a tuner has anyway: the sampled settings, the loss so far (its last
-value, its slope and bend, the training loss), gradient and weight norms. `increment` says how the
+value, its slope and bend, the training loss), gradient and weight norms, and what mean-field theory
+says of the start weights. `increment` says how the
 gain is tested. Beside it stands the price: what training for as long as the measurement took would
 have told instead.
 
@@ -13,12 +14,15 @@ import math
 from dataclasses import dataclass
 from functools import lru_cache
 
+import numpy as np
 import pandas as pd
 
+from analysis import configurations
 from analysis import features as ft
 from analysis import increment as inc
 from analysis.frame import EarlyView, SweepFrame
 from analysis.increment import Increment, baseline_errors, increment, normal_scores
+from analysis.mean_field import mean_field
 from analysis.statistics import error_gain, holm
 
 NUM_PERMUTATIONS = inc.NUM_PERMUTATIONS
@@ -27,6 +31,7 @@ NUM_REPEATS = inc.NUM_REPEATS
 GROUPS: tuple[ft.Group, ...] = ("spectrum", "ftle")
 _DIAGNOSTIC = {"spectrum": "lyapunov", "ftle": "ftle"}
 _MAX_PAIRED = 8
+_PERMUTATIONS_OF_MANY = 499
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,8 +54,14 @@ def increments(frame: SweepFrame) -> pd.DataFrame:
     """
     lines = []
     for epoch in [e for e in frame.measured_epochs if e < frame.final_epoch]:
+        ahead = frame.target_at(epoch)
         view = ft.early_view(frame, epoch)
-        target = normal_scores(frame.target_at(epoch))
+        if len(ahead) > inc.MAX_TRIALS:
+            drawn = np.random.default_rng(epoch).permutation(len(ahead))[: inc.MAX_TRIALS]
+            ahead = ahead.iloc[np.sort(drawn)]
+            view = view.only(ahead.index)
+        num_permutations, num_repeats = _effort(len(frame.target))
+        target = normal_scores(ahead)
         table = ft.features(view)
         base = baseline(view, target.index)
         for group in GROUPS:
@@ -59,8 +70,8 @@ def increments(frame: SweepFrame) -> pd.DataFrame:
                 continue
             found = increment(
                 target, base.table, table[names], num_paired=base.num_paired,
-                num_permutations=NUM_PERMUTATIONS, num_folds=NUM_FOLDS, num_repeats=NUM_REPEATS,
-                seed=epoch,
+                num_permutations=num_permutations, num_folds=NUM_FOLDS, num_repeats=num_repeats,
+                seed=epoch, together=_together(frame, target.index),
             )  # fmt: skip
             against = _against(frame, epoch, group, target, found)
             lines.append({"epoch": epoch, "group": group, **_line(found), **against})
@@ -70,15 +81,43 @@ def increments(frame: SweepFrame) -> pd.DataFrame:
     return result
 
 
+def _effort(num_trials: int) -> tuple[int, int]:
+    """Permutations, and repeats of the folds, where so many trials ended.
+
+    Many trials vary less with the folds, and a test takes a second for each repeat of 600 of them.
+    """
+    if num_trials <= inc.MAX_TRIALS:
+        return NUM_PERMUTATIONS, NUM_REPEATS
+    return min(_PERMUTATIONS_OF_MANY, NUM_PERMUTATIONS), 1
+
+
+def note(frame: SweepFrame) -> str:
+    """Of which part of the trials `increments` speaks, in words; "" for all of them."""
+    count = len(frame.target)
+    if count <= inc.MAX_TRIALS:
+        return ""
+    permutations, _ = _effort(count)
+    return (
+        f"Tested on {inc.MAX_TRIALS} of {count:,} trials, drawn by chance at each epoch, with "
+        f"{permutations} permutations and one round of folds."
+    )
+
+
 def baseline(view: EarlyView, trials: pd.Index) -> Baseline:
-    """Settings, then the loss so far and the norms as normal scores over these trials."""
+    """Settings, then loss so far, norms and mean-field numbers as normal scores."""
     settings = ft.hyperparameters(view).reindex(trials)
     table = ft.features(view).reindex(trials)
     names = [n for n in map(str, table) if ft.FEATURES[n].group in ("loss", "norms")]
     names.sort(key=lambda name: name != ft.LOSS_SEEN)
     known = pd.DataFrame({n: normal_scores(table[n]) for n in names}, index=trials)
     num_paired = min(settings.shape[1] + (ft.LOSS_SEEN in names), _MAX_PAIRED)
-    return Baseline(settings.join(known), num_paired)
+    theory = mean_field(view.params.reindex(trials)).table.apply(normal_scores)
+    return Baseline(settings.join(known).join(theory), num_paired)
+
+
+def _together(frame: SweepFrame, trials: pd.Index) -> pd.Series | None:
+    units = configurations.shared(frame.params, trials)
+    return None if units is None else pd.Series(units, index=trials)
 
 
 def cost_in_epochs(frame: SweepFrame, epoch: int, group: str) -> float:
@@ -115,9 +154,13 @@ def _against(
     base = baseline(ft.early_view(frame, later), ahead)
     squares = baseline_errors(
         target.reindex(ahead), base.table, num_paired=base.num_paired, num_folds=NUM_FOLDS,
-        num_repeats=NUM_REPEATS, seed=epoch,
+        num_repeats=_effort(len(frame.target))[1], seed=epoch, together=_together(frame, ahead),
     )  # fmt: skip
-    gain = error_gain(squares.to_numpy(), found.group_squares.reindex(squares.index).to_numpy())
+    units = configurations.shared(frame.params, squares.index)
+    theirs = found.group_squares.reindex(squares.index).to_numpy()
+    gain = error_gain(
+        configurations.sums(squares.to_numpy(), units), configurations.sums(theirs, units)
+    )
     return {
         **line,
         "against": gain.value,

@@ -34,7 +34,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from analysis import smoothing
+from analysis import configurations, smoothing
 from analysis.smoothing import Smoother
 from analysis.statistics import Estimate, error_gain, not_computable
 
@@ -95,12 +95,14 @@ def increment(
     num_folds: int = NUM_FOLDS,
     num_repeats: int = NUM_REPEATS,
     seed: int = 0,
+    together: pd.Series | None = None,
 ) -> Increment:
     """Tests `group` over `baseline` for the trials in `target`'s index.
 
     Trials that lack a number are left out, columns that a fifth of the trials lack as well. Of the
-    baseline's columns the first `num_paired` (all by default) may act in pairs. Never raises for
-    data: `gain.problem` says what is wrong.
+    baseline's columns the first `num_paired` (all by default) may act in pairs. Trials with one
+    number in `together` share a fold, change places together in permutations and are drawn together
+    for the interval. Never raises for data: `gain.problem` says what is wrong.
     """
     rng = np.random.default_rng(seed)
     B, G, y = _complete(baseline, group, target, rng)
@@ -113,14 +115,15 @@ def increment(
         return Increment(not_computable("no feature of the group varies", n))
     K = _kernel(B, baseline, num_paired)
     values = standard(G.to_numpy(float))
-    drawn = _Drawn.of(K, values, num_permutations, rng)
+    units = None if together is None else together.reindex(y.index).to_numpy()
+    drawn = _Drawn.of(K, values, configurations.shuffles(n, num_permutations, rng, units), rng)
     if drawn.num_left == 0:
         return Increment(not_computable("the baseline determines the group", n), drawn.determined)
     total = _Errors.zero(n, num_permutations)
     for _ in range(num_repeats):
-        for train, test in _folds(n, num_folds, rng):
+        for train, test in configurations.folds(n, num_folds, rng, units):
             _fold(K, drawn, y.to_numpy(float), train, test, total)
-    return _conclude(total, drawn, y.index, num_repeats)
+    return _conclude(total, drawn, y.index, num_repeats, units)
 
 
 def baseline_errors(
@@ -131,6 +134,7 @@ def baseline_errors(
     num_folds: int = NUM_FOLDS,
     num_repeats: int = NUM_REPEATS,
     seed: int = 0,
+    together: pd.Series | None = None,
 ) -> pd.Series:
     """Squared held-out errors of the baseline alone, by trial; empty for too few trials."""
     rng = np.random.default_rng(seed)
@@ -140,10 +144,10 @@ def baseline_errors(
     if n < MIN_TRIALS:
         return pd.Series(dtype=float)
     K = _kernel(B, baseline, num_paired)
+    units = None if together is None else together.reindex(y.index).to_numpy()
     for _ in range(num_repeats):
-        for train, test in _folds(n, num_folds, rng):
-            K_train = np.ascontiguousarray(K[:, train][:, :, train])
-            _, outside = _foretelling(K, K_train, values, train, test)
+        for train, test in configurations.folds(n, num_folds, rng, units):
+            _, outside = _foretelling(K, values, train, test)
             squares[test] += (values[test] - outside @ values[train]) ** 2 / num_repeats
     return pd.Series(squares, index=y.index)
 
@@ -165,24 +169,25 @@ def normal_scores(values: pd.Series) -> pd.Series:
 class _Drawn:
     """The group and its permuted copies.
 
-    copies: (m, n, P + 1), the observed group first. weights: of its kernel,
-    (C,). turn: (m, r), to the leading components of
-    what is left. directions: (implanted, n), random effects of unit variance along the first
-    copies' rests.
+    copies: (m, n, P + 1), the observed group first. kernel: its own, (n, n). turn: (m, r), to the
+    leading components of what is left. directions: (implanted, n), random effects of unit variance
+    along the first copies' rests.
     """
 
     copies: np.ndarray
-    weights: np.ndarray
+    kernel: np.ndarray
     turn: np.ndarray
     directions: np.ndarray
     determined: float
     num_left: int
 
     @classmethod
-    def of(cls, K: np.ndarray, values: np.ndarray, P: int, rng: np.random.Generator) -> "_Drawn":
+    def of(
+        cls, K: np.ndarray, values: np.ndarray, orders: np.ndarray, rng: np.random.Generator
+    ) -> "_Drawn":
         n, m = values.shape
-        weights = smoothing.learn(K, values)
-        smoother = Smoother(smoothing.weighted(K, weights))
+        kernel = smoothing.weighted(K, smoothing.learn(K, values))
+        smoother = Smoother(kernel)
         penalties = smoother.choose(values)
         explained, rest, left_out = np.empty((3, n, m))
         for penalty, these in _by_penalty(penalties):
@@ -198,14 +203,14 @@ class _Drawn:
         scaled = rest / np.maximum(spread, _NOTHING_LEFT)
         _, s, Vt = np.linalg.svd(scaled, full_matrices=False)
         r = int(min(_MAX_COLUMNS, (s > 1e-3 * s[0]).sum()))
-        shuffled = rest[np.argsort(rng.random((P, n)), axis=1)]
+        shuffled = rest[orders]
         implanted = shuffled[:_NUM_IMPLANTED]
         towards = rng.normal(size=(len(implanted), 1, m)) / np.maximum(spread, _NOTHING_LEFT)
         directions = (implanted * towards).sum(axis=2)
         directions /= np.maximum(directions.std(axis=1, keepdims=True), 1e-12)
         copies = np.concatenate([values[None], explained + shuffled]).transpose(2, 1, 0)
         return cls(
-            np.ascontiguousarray(copies), weights, Vt[:r].T, directions, determined,
+            np.ascontiguousarray(copies), kernel, Vt[:r].T, directions, determined,
             int((spread > _NOTHING_LEFT).sum()),
         )  # fmt: skip
 
@@ -234,11 +239,10 @@ def _fold(
     K: np.ndarray, drawn: _Drawn, y: np.ndarray, train: np.ndarray, test: np.ndarray, to: _Errors
 ) -> None:
     """Steps 1 to 3 of one fold, for the observed group and all its permuted copies."""
-    K_train = np.ascontiguousarray(K[:, train][:, :, train])
-    inside, outside = _foretelling(K, K_train, y, train, test)
+    inside, outside = _foretelling(K, y, train, test)
     rest, held_out = inside @ y[train], y[test] - outside @ y[train]
     centre = rest.mean()
-    X, X_test = _left_of_group(K, K_train, drawn, train, test)
+    X, X_test = _left_of_group(drawn, train, test)
     fit = _RidgeFit.of(X)
     beta = fit.coefficients(np.broadcast_to(rest - centre, X.shape[:2]))
     errors = (held_out - np.matmul(X_test, beta[..., None])[..., 0]) ** 2
@@ -263,22 +267,23 @@ def _fold(
 
 
 def _foretelling(
-    K: np.ndarray, K_train: np.ndarray, y: np.ndarray, train: np.ndarray, test: np.ndarray
+    K: np.ndarray, y: np.ndarray, train: np.ndarray, test: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Matrices from training targets to their leave-one-out errors and to the others' forecast."""
-    weights = smoothing.learn(K_train, y[train, None])
-    smoother = Smoother(np.tensordot(weights, K_train, 1))
+    # Weighted once and cut then: to cut the parts would take as long as all the rest.
+    whole = smoothing.weighted(K, smoothing.learn(K, y[train, None], train))
+    smoother = Smoother(whole[np.ix_(train, train)])
     penalty = float(smoother.choose(y[train, None])[0])
-    outside = smoother.beyond(smoothing.weighted(K, weights, test, train), penalty)
+    outside = smoother.beyond(whole[np.ix_(test, train)], penalty)
     return smoother.left_out(penalty), outside
 
 
 def _left_of_group(
-    K: np.ndarray, K_train: np.ndarray, drawn: _Drawn, train: np.ndarray, test: np.ndarray
+    drawn: _Drawn, train: np.ndarray, test: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """What the baseline leaves of the group and its copies: (P + 1, n, r) of train and of test."""
-    smoother = Smoother(np.tensordot(drawn.weights, K_train, 1))
-    K_test = smoothing.weighted(K, drawn.weights, test, train)
+    smoother = Smoother(drawn.kernel[np.ix_(train, train)])
+    K_test = drawn.kernel[np.ix_(test, train)]
     copies = drawn.copies
     m, _, size = copies.shape
     X, X_test = np.empty((m, len(train), size)), np.empty((m, len(test), size))
@@ -325,7 +330,9 @@ class _RidgeFit:
         return np.asarray(np.matmul(self.V, (u * chosen)[..., None])[..., 0])
 
 
-def _conclude(total: _Errors, drawn: _Drawn, trials: pd.Index, num_repeats: int) -> Increment:
+def _conclude(
+    total: _Errors, drawn: _Drawn, trials: pd.Index, num_repeats: int, units: np.ndarray | None
+) -> Increment:
     n = len(trials)
     base = total.baseline / num_repeats
     observed = total.observed / num_repeats
@@ -333,7 +340,7 @@ def _conclude(total: _Errors, drawn: _Drawn, trials: pd.Index, num_repeats: int)
     null = gains[1:]
     P = len(null)
     p = (1 + int((null >= gains[0] - 1e-12).sum())) / (1 + P)
-    gain = error_gain(base, observed)
+    gain = error_gain(configurations.sums(base, units), configurations.sums(observed, units))
     implanted = 1 - np.sqrt(total.implanted / total.implanted_baseline)
     critical = np.sort(null)[::-1][max(0, int(_LEVEL * (P + 1)) - 1)]
     power = np.maximum.accumulate((implanted > critical).mean(axis=1))
@@ -366,14 +373,6 @@ def _crossing(power: np.ndarray) -> float:
 def _by_penalty(penalties: np.ndarray) -> Iterator[tuple[float, np.ndarray]]:
     for penalty in np.unique(penalties):
         yield float(penalty) * _UNDERSMOOTHING, np.flatnonzero(penalties == penalty)
-
-
-def _folds(
-    n: int, num_folds: int, rng: np.random.Generator
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    fold = rng.permutation(np.arange(n) % num_folds)
-    for i in range(num_folds):
-        yield np.flatnonzero(fold != i), np.flatnonzero(fold == i)
 
 
 def _kernel(B: pd.DataFrame, baseline: pd.DataFrame, num_paired: int | None) -> np.ndarray:

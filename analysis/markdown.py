@@ -108,6 +108,8 @@ def _paragraph(node: _Node) -> list[str]:
     text = _inline(node)
     if not text:
         return []
+    if "headline" in node.attributes.get("class", "").split():
+        return [f"**{text}**"]
     return [_AT_START.sub(lambda m: f"{m[1]}\\{m[2]}" if m[1] else f"\\{m[3]}", text)]
 
 

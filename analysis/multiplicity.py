@@ -3,6 +3,7 @@
 import pandas as pd
 
 from analysis.correlations import correlations, divergence
+from analysis.curvature import curvature
 from analysis.evidence import increments
 from analysis.frame import SweepFrame
 from analysis.statistics import benjamini_hochberg
@@ -21,6 +22,11 @@ def all_tests(frame: SweepFrame) -> pd.DataFrame:
     if len(tested):
         part = tested[["epoch", "group", "p", "p_holm"]]
         found.append(part.set_axis(["epoch", "of", "p", "p_holm"], axis=1).assign(test="increment"))
+    bends = curvature(frame) if len(frame.target) else pd.DataFrame()
+    for test in ("square", "square_held", "size"):
+        if len(bends):
+            part = bends[["epoch", "feature", f"{test}_p", f"{test}_p_holm"]]
+            found.append(part.set_axis(["epoch", "of", "p", "p_holm"], axis=1).assign(test=test))
     diverged = divergence(frame)
     if len(diverged):
         part = diverged[["epoch", "feature", "auc_p", "auc_p_holm"]]

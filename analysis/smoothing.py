@@ -159,13 +159,9 @@ class Smoother:
         return np.asarray(np.maximum(about - known, 0) / penalty + 1 / self._n)
 
 
-def weighted(K: np.ndarray, weights: np.ndarray, rows: np.ndarray | None = None,
-             columns: np.ndarray | None = None) -> np.ndarray:  # fmt: skip
-    """The weighted sum of the parts, for some rows and columns."""
-    whole = np.tensordot(weights, K, 1)
-    if rows is None or columns is None:
-        return np.asarray(whole)
-    return np.asarray(whole[np.ix_(rows, columns)])
+def weighted(K: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """The weighted sum of the parts."""
+    return np.asarray(np.tensordot(weights, K, 1))
 
 
 def _inverse(V: np.ndarray) -> np.ndarray:

@@ -2,8 +2,10 @@
 
 Intervals of marginal correlations are BCa bootstrap intervals over trials (Efron 1987), with
 the percentile interval where BCa is undefined. Partial correlations carry Fisher intervals and
-t tests whose degrees of freedom count the covariates. Every function answers an input it cannot
-treat (constant, too short) with `problem` set and NaN numbers; none raises for data.
+t tests whose degrees of freedom count the covariates. Trials that share a configuration
+(`together`) are drawn together, and their test allows for what they have in common. Every function
+answers an input it cannot treat (constant, too short) with `problem` set and NaN numbers; none
+raises for data.
 
 Shapes: n trials, B resamples, k covariate columns.
 """
@@ -11,20 +13,19 @@ Shapes: n trials, B resamples, k covariate columns.
 import itertools
 import math
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from scipy import stats
 
-Kind = Literal["spearman", "pearson"]
+from analysis import configurations
+from analysis.resampling import CHUNK, bca, bootstrap_interval, weighted
+from analysis.resampling import Kind as Kind
 
 MIN_TRIALS = 5
 _PERMUTATION_BELOW = 20  # Spearman's t approximation is off by more than its use below this
 _NUM_PERMUTATIONS = 9_999
-_JACKKNIFE_UP_TO = 500  # its cost grows as n², what it corrects shrinks as 1/√n
 _NUM_GAINS = 5_000
 _NUM_FLIPS = 1_999
-_CHUNK = 250_000  # elements of a (B, n) block held at once: what a cache holds
 _FIELLER = 1.06  # variance of Fisher's z of a rank correlation, times n - 3 (Fieller 1957)
 
 
@@ -64,29 +65,43 @@ def correlation(
     *,
     num_resamples: int = 2_000,
     seed: int = 0,
+    together: np.ndarray | None = None,
 ) -> Estimate:
     """Correlation of x and y, (n,) each, over the trials where both are finite.
 
     The interval is a bootstrap's, BCa up to 500 trials, or Fisher's for `num_resamples=0`. p is
     from t with n - 2 degrees of freedom; below 20 trials from permutations of y (all of them up
-    to n = 7).
+    to n = 7). With `together`, (n,), trials of one number are drawn as one and p is
+    `_shared_test`'s.
     """
     keep = np.isfinite(x) & np.isfinite(y)
     x, y, n = np.asarray(x, float)[keep], np.asarray(y, float)[keep], int(keep.sum())
+    units = None if together is None else together[keep]
     reason = _obstacle(x, y, n)
     if reason:
         return not_computable(reason, n)
     rng = np.random.default_rng(seed)
-    value = float(_weighted(np.ones((1, n)), x, y, kind)[0])
+    value = float(weighted(np.ones((1, n)), x, y, kind)[0])
     if num_resamples:
-        low, high, interval = _bootstrap_interval(value, x, y, kind, num_resamples, rng)
+        low, high, interval = bootstrap_interval(value, x, y, kind, num_resamples, rng, units)
     else:
-        (low, high), interval = fisher_interval(value, n, kind), "Fisher z"
-    p, test = _p_value(value, x, y, kind, rng)
+        low, high = fisher_interval(value, _worth(value, x, y, kind, units), kind)
+        interval = "Fisher z"
+    if units is None:
+        p, test = _p_value(value, x, y, kind, rng)
+    else:
+        p, test = _shared_test(*_centred(x, y, kind), units, 0), "t over configurations"
     return Estimate(value, low, high, p, n, interval, test)
 
 
-def partial_correlation(x: np.ndarray, y: np.ndarray, Z: np.ndarray, kind: Kind) -> Estimate:
+def partial_correlation(
+    x: np.ndarray,
+    y: np.ndarray,
+    Z: np.ndarray,
+    kind: Kind,
+    *,
+    together: np.ndarray | None = None,
+) -> Estimate:
     """Correlation of x and y, (n,), after a linear regression of both on Z, (n, k).
 
     "spearman" ranks x and y first and takes Z as it is: give it ranks, and powers or products
@@ -111,11 +126,20 @@ def partial_correlation(x: np.ndarray, y: np.ndarray, Z: np.ndarray, kind: Kind)
     value = float(
         np.clip(x_rest @ y_rest / math.sqrt((x_rest @ x_rest) * (y_rest @ y_rest)), -1, 1)
     )
-    low, high = fisher_interval(value, n - k, kind)
-    return Estimate(value, low, high, _t_test(value, n - 2 - k), n, "Fisher z", "t")
+    if together is None:
+        low, high = fisher_interval(value, n - k, kind)
+        return Estimate(value, low, high, _t_test(value, n - 2 - k), n, "Fisher z", "t")
+    units = together[keep]
+    if len(np.unique(units)) - k < 6:
+        reason = f"{len(np.unique(units))} configurations leave nothing over {k} covariates"
+        return not_computable(reason, n)
+    worth = _worth(value, x_rest, y_rest, "pearson", units) - k
+    low, high = fisher_interval(value, max(worth, 4.0), kind)
+    p = _shared_test(*_centred(x_rest, y_rest, "pearson"), units, k)
+    return Estimate(value, low, high, p, n, "Fisher z", "t over configurations")
 
 
-def fisher_interval(value: float, n: int, kind: Kind) -> tuple[float, float]:
+def fisher_interval(value: float, n: float, kind: Kind) -> tuple[float, float]:
     """95 % interval of a correlation over n (effective) trials, n >= 4."""
     spread = math.sqrt((_FIELLER if kind == "spearman" else 1.0) / (n - 3))
     z = math.atanh(min(max(value, -1 + 1e-12), 1 - 1e-12))
@@ -142,7 +166,14 @@ class Strata:
     reverses: bool
 
 
-def within_strata(x: np.ndarray, y: np.ndarray, by: np.ndarray, marginal: Estimate) -> Strata:
+def within_strata(
+    x: np.ndarray,
+    y: np.ndarray,
+    by: np.ndarray,
+    marginal: Estimate,
+    *,
+    together: np.ndarray | None = None,
+) -> Strata:
     """Spearman's correlation of x and y, (n,), within strata of `by`, (n,).
 
     Strata are the values of `by` where at most ten of them occur; else two to five quantile
@@ -150,14 +181,18 @@ def within_strata(x: np.ndarray, y: np.ndarray, by: np.ndarray, marginal: Estima
     """
     keep = np.isfinite(x) & np.isfinite(y) & np.isfinite(by)
     x, y, by = x[keep], y[keep], by[keep]
+    units = np.arange(len(x)) if together is None else together[keep]
     zs, weights = [], []
     for stratum in _strata(by):
         xs, ys, n = x[stratum], y[stratum], int(stratum.sum())
         if _obstacle(xs, ys, n):
             continue
-        value = float(_weighted(np.ones((1, n)), xs, ys, "spearman")[0])
+        num_units = len(np.unique(units[stratum]))
+        if num_units < MIN_TRIALS:
+            continue
+        value = float(weighted(np.ones((1, n)), xs, ys, "spearman")[0])
         zs.append(math.atanh(min(max(value, -0.9999), 0.9999)))
-        weights.append(n - 3)
+        weights.append(num_units - 3)
     pooled = _pool(np.array(zs), np.array(weights))
     signs = np.sign(zs)
     reverses = (
@@ -191,9 +226,12 @@ def separation(x: np.ndarray, is_case: np.ndarray) -> Estimate:
     cases, controls = x[is_case], x[~is_case]
     if min(len(cases), len(controls)) < MIN_TRIALS:
         return not_computable(f"{len(cases)} cases and {len(controls)} others, 5 of each needed", n)
-    wins = (cases[:, None] > controls) + 0.5 * (cases[:, None] == controls)
-    value = float(wins.mean())
-    variance = wins.mean(1).var(ddof=1) / len(cases) + wins.mean(0).var(ddof=1) / len(controls)
+    # Midranks among all against midranks among one's own: how many of the others lie below.
+    ranks = stats.rankdata(np.concatenate([cases, controls]))
+    above = (ranks[: len(cases)] - stats.rankdata(cases)) / len(controls)
+    below = 1 - (ranks[len(cases) :] - stats.rankdata(controls)) / len(cases)
+    value = float(above.mean())
+    variance = above.var(ddof=1) / len(cases) + below.var(ddof=1) / len(controls)
     half = stats.norm.ppf(0.975) * math.sqrt(variance)
     p = float(stats.mannwhitneyu(cases, controls).pvalue)
     return Estimate(
@@ -214,14 +252,14 @@ def error_gain(baseline: np.ndarray, challenger: np.ndarray, level: float = 0.05
     pair = np.stack([baseline, challenger], axis=1)
     sums = pair.sum(axis=0)
     value = _gain(sums)
-    rows, parts = max(1, _CHUNK // n), []
+    rows, parts = max(1, CHUNK // n), []
     for start in range(0, _NUM_GAINS, rows):
         size = min(rows, _NUM_GAINS - start)
         drawn = rng.integers(0, n, (size, n)) + n * np.arange(size)[:, None]
         counts = np.bincount(drawn.ravel(), minlength=size * n).reshape(size, n)
         parts.append(_gain(counts @ pair))
     resampled = np.sort(np.concatenate(parts))
-    ends, name = _bca(float(value), resampled, _gain(sums - pair), level)
+    ends, name = bca(float(value), resampled, _gain(sums - pair), level)
     low, high = np.quantile(resampled, ends)
     rest = baseline - challenger
     flips = rng.integers(0, 2, (_NUM_FLIPS, n)) * 2 - 1
@@ -273,77 +311,6 @@ def _obstacle(x: np.ndarray, y: np.ndarray, n: int) -> str:
     return ""
 
 
-def _midranks(counts: np.ndarray, x: np.ndarray) -> np.ndarray:
-    """Ranks of x, (n,), in resamples that hold its entries `counts`, (B, n), times."""
-    levels, level = np.unique(x, return_inverse=True)
-    order = np.argsort(level, kind="stable")
-    starts = np.searchsorted(level[order], np.arange(len(levels)))
-    per_level = np.add.reduceat(counts[:, order], starts, axis=1)
-    ranks: np.ndarray = (np.cumsum(per_level, axis=1) - (per_level - 1) / 2)[:, level]
-    return ranks
-
-
-def _weighted(counts: np.ndarray, x: np.ndarray, y: np.ndarray, kind: Kind) -> np.ndarray:
-    """The correlation in each resample, (B,); NaN where one side is constant in it."""
-    total = counts.sum(axis=1, keepdims=True)
-    if kind == "spearman":
-        a, b = _midranks(counts, x), _midranks(counts, y)
-    else:
-        a, b = (np.broadcast_to((v - v.mean()) / v.std(), counts.shape) for v in (x, y))
-    a = a - (counts * a).sum(axis=1, keepdims=True) / total
-    b = b - (counts * b).sum(axis=1, keepdims=True) / total
-    ca = counts * a
-    square = (ca * a).sum(axis=1) * (counts * b * b).sum(axis=1)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        value = np.where(square > 1e-20, (ca * b).sum(axis=1) / np.sqrt(square), math.nan)
-    clipped: np.ndarray = np.clip(value, -1, 1)
-    return clipped
-
-
-def _bootstrap_interval(
-    value: float, x: np.ndarray, y: np.ndarray, kind: Kind, B: int, rng: np.random.Generator
-) -> tuple[float, float, str]:
-    n = len(x)
-    rows = max(1, _CHUNK // n)
-    parts = []
-    for start in range(0, B, rows):
-        size = min(rows, B - start)
-        drawn = rng.integers(0, n, (size, n)) + n * np.arange(size)[:, None]
-        counts = np.bincount(drawn.ravel(), minlength=size * n).reshape(size, n).astype(float)
-        parts.append(_weighted(counts, x, y, kind))
-    resampled = np.concatenate(parts)
-    resampled = np.sort(resampled[np.isfinite(resampled)])
-    left_out = _weighted(1.0 - np.eye(n), x, y, kind) if n <= _JACKKNIFE_UP_TO else np.zeros(0)
-    levels, name = _bca(value, resampled, left_out)
-    low, high = np.quantile(resampled, levels)
-    return float(low), float(high), name
-
-
-def _bca(
-    value: float, resampled: np.ndarray, left_out: np.ndarray, level: float = 0.05
-) -> tuple[tuple[float, float], str]:
-    """Levels of the bootstrap distribution that bound the interval (Efron 1987).
-
-    left_out: the estimate without each trial; empty where it was too dear to compute.
-    """
-    ends = (level / 2, 1 - level / 2)
-    percentile = (ends, "percentile")
-    below = ((resampled < value).mean() + (resampled <= value).mean()) / 2
-    if len(left_out) == 0 or not 0 < below < 1:
-        return percentile
-    gap = np.nanmean(left_out) - left_out
-    if not np.isfinite(gap).all() or gap @ gap == 0:
-        return percentile
-    acceleration = (gap**3).sum() / (6 * (gap @ gap) ** 1.5)
-    z0 = stats.norm.ppf(below)
-    shifted = z0 + stats.norm.ppf(ends)
-    scale = 1 - acceleration * shifted
-    if (scale <= 0).any():
-        return percentile
-    low, high = stats.norm.cdf(z0 + shifted / scale)
-    return (float(low), float(high)), "BCa"
-
-
 def _p_value(
     value: float, x: np.ndarray, y: np.ndarray, kind: Kind, rng: np.random.Generator
 ) -> tuple[float, str]:
@@ -359,6 +326,41 @@ def _p_value(
     orders = rng.permuted(np.tile(np.arange(n), (_NUM_PERMUTATIONS, 1)), axis=1)
     as_extreme = int((np.abs(y[orders] @ x / n) >= abs(value) - 1e-12).sum())
     return (as_extreme + 1) / (_NUM_PERMUTATIONS + 1), "permutation"
+
+
+def _centred(x: np.ndarray, y: np.ndarray, kind: Kind) -> tuple[np.ndarray, np.ndarray]:
+    """Both of mean 0 and variance 1, ranked first for "spearman"."""
+    if kind == "spearman":
+        x, y = stats.rankdata(x), stats.rankdata(y)
+    return (x - x.mean()) / x.std(), (y - y.mean()) / y.std()
+
+
+def _shared_test(a: np.ndarray, b: np.ndarray, units: np.ndarray, num_covariates: int) -> float:
+    """p of no correlation between standard a and b, (n,), whose trials share configurations.
+
+    The sum of their products against the spread of its parts, a configuration each: t with as many
+    degrees of freedom as there are configurations, less covariates and one.
+    """
+    parts = configurations.sums(a * b, units)
+    spread = math.sqrt(float(parts @ parts))
+    df = len(parts) - 1 - num_covariates
+    if spread == 0:
+        return 1.0
+    return float(2 * stats.t.sf(abs(float(parts.sum())) / spread, df))
+
+
+def _worth(
+    value: float, x: np.ndarray, y: np.ndarray, kind: Kind, units: np.ndarray | None
+) -> float:
+    """How many independent trials tell the correlation as surely, n where all are independent."""
+    n = len(x)
+    if units is None:
+        return n
+    a, b = _centred(x, y, kind)
+    pull = a * b - value * (a * a + b * b) / 2
+    parts, alone = configurations.sums(pull, units), float(pull @ pull)
+    shared = float(parts @ parts)
+    return max(4.0, n * min(1.0, alone / shared)) if shared > 0 else float(n)
 
 
 def _t_test(value: float, df: int) -> float:

@@ -10,6 +10,10 @@ The verdict is decided by rule, from the early epochs (up to half of training) a
 4. it does once settings are held fixed, but the loss seen knows as much: redundant;
 5. it does only while settings vary: confounded;
 6. it does not at all: nothing.
+
+Where nothing is to be found, each of the two witnesses errs in at most 5 % of sweeps, over all its
+epochs and features; so of such sweeps at most one in ten is called a hint and one in twenty more.
+A hint from few trials is therefore worth as much as a coin that fell on one side three times.
 """
 
 import math
@@ -18,21 +22,23 @@ from typing import Literal
 
 import pandas as pd
 
-from analysis import words
-from analysis.correlations import correlations, divergence, most_telling, strongest
+from analysis import confounding, words
+from analysis.cautions import LEVEL as LEVEL
+from analysis.cautions import PLANNED as PLANNED
+from analysis.cautions import about_divergence, cautions, spelled
+from analysis.correlations import correlations, has_ended, most_telling
+from analysis.correlations import early_epochs as early_epochs
+from analysis.curvature import bends
 from analysis.evidence import increments
 from analysis.features import LOSS_SEEN
 from analysis.figures.base import when
 from analysis.frame import SweepFrame
-from analysis.statistics import detectable
 
 Kind = Literal[
     "no_target", "no_spectrum", "too_few", "adds", "hint", "redundant", "confounded", "nothing"
 ]
 
 MIN_FINISHED = 20
-PLANNED = 150
-LEVEL = 0.05
 _DECIDES = {
     "adds": ("given_settings_and_loss", "both"),
     "hint": ("given_settings_and_loss", "both"),
@@ -40,7 +46,6 @@ _DECIDES = {
 }
 """Which correlation a claim rests on, where it is not the plain one, and what it holds fixed."""
 _GROUP_WORDS = {"spectrum": "the spectrum", "ftle": "the FTLEs"}
-_STEERED = ("tpe", "gp", "cmaes")
 
 
 @dataclass(frozen=True)
@@ -63,46 +68,58 @@ class Verdict:
 def verdict(frame: SweepFrame) -> Verdict:
     """Reads the tables of `correlations` and `increments`; computes nothing of its own."""
     n = len(frame.target)
-    refusal = _refusal(frame, n)
-    if refusal is not None:
-        return refusal
+    refused = refusal(frame)
+    if refused is not None:
+        return refused
     table = correlations(frame)
-    early = early_epochs(frame)
-    spectral = table[table["group"].isin(["spectrum", "ftle"]) & table["epoch"].isin(early)]
-    tested = increments(frame)
-    gains = tested[tested["epoch"].isin(early)].dropna(subset=["gain"]) if len(tested) else tested
-    kind, row = _decide(spectral, gains)
+    spectral, gains = _early(frame)
+    kind, row = decided(frame)
     if row is None:
         return Verdict(
             "nothing",
             "No feature of the spectrum varies enough over the finished trials to say anything.",
             (f"{words.count(n, 'trial')} finished.",),
-            _cautions(frame, table, spectral),
+            cautions(frame, table, spectral),
         )
     return Verdict(
         kind,
-        _headline(kind, row, n),
+        _headline(kind, row, n, confounding.traced(frame)),
         _evidence(frame, kind, row, table, gains),
-        _cautions(frame, table, spectral),
+        cautions(frame, table, spectral),
     )
 
 
-def early_epochs(frame: SweepFrame) -> list[int]:
-    """Measured epochs in the first half of training; the first one where there are none."""
-    early = [e for e in frame.measured_epochs if e <= frame.final_epoch / 2]
-    return early or frame.measured_epochs[:1]
+def decided(frame: SweepFrame) -> tuple[Kind, pd.Series | None]:
+    """Which rule holds, and the line of `correlations` it rests on, where none is refused."""
+    return _decide(*_early(frame))
 
 
-def _refusal(frame: SweepFrame, n: int) -> Verdict | None:
+def _early(frame: SweepFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The lines of `correlations` and of `increments` that may decide."""
+    table, tested, early = correlations(frame), increments(frame), early_epochs(frame)
+    spectral = table[table["group"].isin(["spectrum", "ftle"]) & table["epoch"].isin(early)]
+    gains = tested[tested["epoch"].isin(early)].dropna(subset=["gain"]) if len(tested) else tested
+    return spectral, gains
+
+
+def refusal(frame: SweepFrame) -> Verdict | None:
+    """What stands in place of numbers where there can be none; None where there can."""
+    n = len(frame.target)
     states = frame.trials["state"].value_counts()
     counted = ", ".join(f"{count} {state}" for state, count in states.items())
     about = (f"{words.count(len(frame.trials), 'trial')} published: {counted}.",)
     if n == 0:
         headline = "No trial ended with a finite validation loss, so there is nothing to foretell."
-        return Verdict("no_target", headline, about, _divergence(frame))
+        return Verdict("no_target", headline, about, about_divergence(frame))
     if not frame.measured_epochs:
         headline = (
             "No spectrum or FTLE was measured in this sweep: the report shows the training only."
+        )
+        return Verdict("no_spectrum", headline, about, ())
+    if has_ended(frame, frame.measured_epochs[0]):
+        headline = (
+            "The spectrum was measured only when training had ended: there is no early sign of "
+            "anything to judge."
         )
         return Verdict("no_spectrum", headline, about, ())
     if n < MIN_FINISHED:
@@ -121,7 +138,10 @@ def _refusal(frame: SweepFrame, n: int) -> Verdict | None:
 def _decide(spectral: pd.DataFrame, gains: pd.DataFrame) -> tuple[Kind, pd.Series | None]:
     """The rule that holds, and the line of the table that it rests on."""
     strictest = most_telling(spectral, "given_settings_and_loss", level=LEVEL)
-    helps = len(gains) > 0 and bool((gains["p_holm"].astype(float) < LEVEL).any())
+    # A gain below 0 may still be larger than those of permuted copies, but it helps nobody.
+    helps = len(gains) > 0 and bool(
+        ((gains["p_holm"].astype(float) < LEVEL) & (gains["gain"].astype(float) > 0)).any()
+    )
     if strictest is not None and strictest["given_settings_and_loss_p_holm"] < LEVEL:
         return ("adds" if helps else "hint"), strictest
     if helps and strictest is not None:
@@ -135,7 +155,7 @@ def _decide(spectral: pd.DataFrame, gains: pd.DataFrame) -> tuple[Kind, pd.Serie
     return "nothing", plain
 
 
-def _headline(kind: Kind, row: pd.Series, n: int) -> str:
+def _headline(kind: Kind, row: pd.Series, n: int, traced: pd.DataFrame) -> str:
     name = f"{row['label']} {when(int(row['epoch']))}"
     if kind == "adds":
         text = (
@@ -155,7 +175,7 @@ def _headline(kind: Kind, row: pd.Series, n: int) -> str:
     elif kind == "confounded":
         text = (
             f"The spectrum adds nothing detectable: the {name} goes with the final loss, but only "
-            "as far as the sampled settings drive both."
+            f"as far as the sampled settings drive both{_most(row, traced)}."
         )
     else:
         text = (
@@ -165,6 +185,14 @@ def _headline(kind: Kind, row: pd.Series, n: int) -> str:
     if n < PLANNED and kind in ("adds", "redundant"):
         text = text[:-1] + f" (exploratory: {n} of the {PLANNED} trials planned for a conclusion)."
     return text
+
+
+def _most(row: pd.Series, traced: pd.DataFrame) -> str:
+    """The setting that the feature follows most."""
+    if traced.empty:
+        return ""
+    mine = traced[(traced["epoch"] == row["epoch"]) & (traced["feature"] == row["feature"])]
+    return f", most of all {mine.iloc[0]['setting']}" if len(mine) else ""
 
 
 def _evidence(
@@ -185,16 +213,18 @@ def _evidence(
             if plain
             else f"no direction can be told in which the {name} goes with the final loss: "
         )
-        + f"rank correlation {_spelled(row, 'spearman')}, "
+        + f"rank correlation {spelled(row, 'spearman')}, "
         f"{words.p_phrase(row['spearman_p_holm'])} after Holm's correction for {num_tests} tests.",
         f"With the sampled settings held fixed {_left(row, 'given_settings')}; with the loss seen "
         f"held fixed as well {_left(row, 'given_settings_and_loss')}{turns}.",
+        *confounding.named(frame),
+        *bends(frame),
     ]
     bar = table[(table["epoch"] == epoch) & (table["feature"] == LOSS_SEEN)]
     if len(bar) and math.isfinite(bar["spearman"].iloc[0]):
         found.append(
             f"The bar: the validation loss seen {when(epoch)} goes with the final one at "
-            f"{_spelled(bar.iloc[0], 'spearman')}."
+            f"{spelled(bar.iloc[0], 'spearman')}."
         )
     if len(gains):
         found += _tested(gains)
@@ -205,6 +235,7 @@ def _evidence(
             if by_rank
             else "Prediction gets better but no single feature passes the corrected test."
         )
+        found.append("Of sweeps in which nothing is to be found, up to one in ten gives a hint.")
     return tuple(found)
 
 
@@ -251,110 +282,6 @@ def _more_trials(best: pd.Series) -> str:
     )
 
 
-def _cautions(frame: SweepFrame, table: pd.DataFrame, spectral: pd.DataFrame) -> tuple[str, ...]:
-    n = len(frame.target)
-    found = [*_mixture(frame)]
-    turned = spectral[spectral["reverses"].astype(bool)]
-    if len(turned):
-        row = strongest(turned, "within")
-        found.append(
-            f"Simpson's paradox: across all trials the {row['label']} {when(int(row['epoch']))} "
-            f"goes with the final loss at {words.number(row['spearman'], sign=True)}, but within "
-            f"strata of {row['strata_by']} at {_spelled(row, 'within')}: the sign turns. "
-            f"{words.count(len(turned), 'feature line')} of {len(spectral)} do so."
-        )
-    width = int(table["num_covariates_with_loss"].max())
-    if n < PLANNED:
-        found.append(
-            f"{n} trials are fewer than the {PLANNED} planned: a partial correlation below "
-            f"{words.number(detectable(n, width))} would be missed more than one time in five, "
-            "before any correction for many tests."
-        )
-    lacks = max((*table["covariates_lack"], *table["covariates_with_loss_lack"]), key=len)
-    if lacks:
-        found.append(
-            f"{n} trials leave no room to hold fixed the {lacks} of settings and loss seen: where "
-            "the final loss depends on them in such a way, some of their influence is left in."
-        )
-    sampler = frame.info.config.get("sampler")
-    name = sampler.get("name") if isinstance(sampler, dict) else sampler
-    if name in _STEERED:
-        found.append(
-            f"The sampler {name} steered the design by results: trials are not independent, and "
-            "intervals and p values are too optimistic. Use qmc or random for such a study."
-        )
-    late = set(frame.measured_epochs) - set(early_epochs(frame)) - {frame.final_epoch}
-    later = table[table["epoch"].isin(late) & table["group"].isin(["spectrum", "ftle"])]
-    later = later[later["given_settings_and_loss_p_holm"] < LEVEL]
-    only_late = later[~later["feature"].isin(
-        spectral[spectral["given_settings_and_loss_p_holm"] < LEVEL]["feature"]
-    )]  # fmt: skip
-    if len(only_late):
-        row = strongest(only_late, "given_settings_and_loss")
-        found.append(
-            f"Later than half of training, {when(int(row['epoch']))}, the {row['label']} goes with "
-            f"the final loss at {_spelled(row, 'given_settings_and_loss')} with settings and loss "
-            "seen held fixed; that is no early sign."
-        )
-    return (*found, *_censoring(frame), *_divergence(frame))
-
-
-def _censoring(frame: SweepFrame) -> tuple[str, ...]:
-    """A warning where a pruner stopped trials for their losses."""
-    if frame.num_pruned == 0:
-        return ()
-    stopped = words.count(frame.num_pruned, "trial")
-    return (
-        f"{stopped} stopped early by a pruner and left out of all correlations: those that ran to "
-        "their end were chosen by their early losses, so what is said here holds among the chosen, "
-        "and is weaker or stronger than among all. Use no pruner for such a study.",
-    )
-
-
-def _divergence(frame: SweepFrame) -> tuple[str, ...]:
-    states = frame.trials["state"]
-    num_diverged = int((states == "diverged").sum())
-    if num_diverged == 0:
-        return ()
-    text = f"{words.count(num_diverged, 'diverged trial')} left out of all correlations"
-    table = divergence(frame)
-    known = table[table["epoch"].isin(early_epochs(frame))] if len(table) else table
-    known = known.dropna(subset=["auc"]) if len(known) else known
-    if known.empty:
-        return (text + "; too few to say what foretells divergence.",)
-    row = most_telling(known, "auc", 0.5, level=LEVEL)
-    assert row is not None
-    if not (row["auc_low"] > 0.5 or row["auc_high"] < 0.5):
-        return (
-            f"{text}. Nothing seen early on separates them detectably; closest comes the "
-            f"{row['label']} {when(int(row['epoch']))} (AUC {words.number(row['auc'])}, "
-            f"{words.p_phrase(row['auc_p_holm'])} after Holm's correction).",
-        )
-    larger = "higher" if row["auc"] > 0.5 else "lower"
-    auc = max(row["auc"], 1 - row["auc"])
-    return (
-        f"{text}. What separates them best early on: a {larger} {row['label']} "
-        f"{when(int(row['epoch']))} (AUC {words.number(auc)}, "
-        f"{words.p_phrase(row['auc_p_holm'])} after Holm's correction).",
-    )
-
-
-def _mixture(frame: SweepFrame) -> tuple[str, ...]:
-    """A warning where the trials' spectra are not of one kind."""
-    kinds = frame.spectra_measured
-    kinds = kinds[kinds["trial"].isin(frame.target.index)]
-    if len(kinds[["k", "state_size", "state"]].drop_duplicates()) < 2:
-        return ()
-    k, sizes, states = (
-        words.either(sorted(kinds[c].unique().tolist())) for c in ("k", "state_size", "state")
-    )
-    return (
-        f"The spectra are not of one kind: k {k} exponents, state_size {sizes}, state {states}. "
-        "Mean, spread, number near 0 and Kaplan–Yorke dimension of spectra of different k or "
-        "states are not one feature, and may go with the final loss through the size alone.",
-    )
-
-
 def _direction(row: pd.Series, column: str) -> str:
     """Where the final loss goes as the feature rises; "" where the interval holds 0."""
     value, low, high = (float(row[f"{column}{end}"]) for end in ("", "_low", "_high"))
@@ -362,12 +289,8 @@ def _direction(row: pd.Series, column: str) -> str:
     return "" if not is_told else "lower" if value < 0 else "higher"
 
 
-def _spelled(row: pd.Series, column: str) -> str:
-    return words.estimate(row[column], row[f"{column}_low"], row[f"{column}_high"])
-
-
 def _left(row: pd.Series, column: str) -> str:
     if not math.isfinite(row[column]):
         return f"it is {row[f'{column}_problem']}"
     p = row[f"{column}_p_holm"]
-    return f"{_spelled(row, column)} remains ({words.p_phrase(p)} after Holm's correction)"
+    return f"{spelled(row, column)} remains ({words.p_phrase(p)} after Holm's correction)"

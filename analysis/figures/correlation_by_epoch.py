@@ -25,11 +25,11 @@ class CorrelationByEpoch(Figure):
     section: ClassVar[Section] = "correlations"
     title: ClassVar[str] = "Correlation with the final loss, by epoch"
     caption: ClassVar[str] = (
-        "Spearman's ρ with 95 % intervals (bootstrap on the left, Fisher elsewhere; not corrected "
-        "for the number of tests). The black dashed line is the loss already seen: what a feature "
-        "has to beat, whatever its sign. In the middle the sampled settings are held fixed: a "
-        "correlation that goes was theirs. On the right the loss seen is held fixed as well: only "
-        "what stays clear of 0 there is news."
+        "Spearman's ρ with 95 % intervals (bootstrap on the left up to 2,000 trials, Fisher else; "
+        "not corrected for the number of tests). The black dashed line is the loss already seen: "
+        "what a feature has to beat, whatever its sign. In the middle the sampled settings are "
+        "held fixed: a correlation that goes was theirs. On the right the loss seen is held fixed "
+        "as well: only what stays clear of 0 there is news."
     )
 
     def data(self, frame: SweepFrame) -> pd.DataFrame:

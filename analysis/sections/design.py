@@ -6,12 +6,13 @@ import pandas as pd
 
 from analysis import correlations, words
 from analysis import features as ft
-from analysis.correlations import strongest
+from analysis.correlations import early_epochs, strongest
 from analysis.figures.base import when
 from analysis.frame import SweepFrame
+from analysis.mean_field import LABELS, mean_field
 from analysis.sections.base import Section
 from analysis.statistics import detectable
-from analysis.verdict import early_epochs
+from analysis.verdict import refusal
 
 
 def _notes(frame: SweepFrame) -> list[str]:
@@ -51,12 +52,35 @@ def _notes(frame: SweepFrame) -> list[str]:
     return notes
 
 
+def _theory(frame: SweepFrame) -> str:
+    """What of mean-field theory entered the baseline, or why nothing did."""
+    known = mean_field(frame.params)
+    if not len(known.table.columns):
+        return f"Mean-field numbers of the start weights are not in the baseline: {known.omitted}."
+    spelled = [
+        f"{LABELS[str(name)]} {words.number(column.min())} to {words.number(column.max())}"
+        for name, column in known.table.items()
+    ]
+    left_out = f" Left out are {known.omitted}." if known.omitted else ""
+    return (
+        f"Mean-field theory says of the start weights alone: {', '.join(spelled)}. These numbers "
+        f"belong to the baseline that the spectrum must beat.{left_out}"
+    )
+
+
 def _content(frame: SweepFrame) -> dict[str, Any]:
-    return {"notes": _notes(frame)}
+    refused = refusal(frame)
+    if refused is not None:
+        return {"notes": [f"{refused.headline} The design is not judged."], "refused": True}
+    return {"notes": [*_notes(frame), _theory(frame)], "refused": False}
 
 
 def _tables(frame: SweepFrame) -> dict[str, pd.DataFrame]:
-    return {"design": correlations.design(frame)}
+    if refusal(frame) is not None:
+        return {}
+    theory = mean_field(frame.params).table
+    shown = theory.reset_index() if len(theory.columns) else pd.DataFrame()
+    return {"design": correlations.design(frame), "mean_field": shown}
 
 
 _BODY = """\
@@ -65,7 +89,9 @@ _BODY = """\
 <li>{{ note }}</li>
 {% endfor %}
 </ul>
+{% if not refused %}
 {{ pictures(figures) }}
+{% endif %}
 """
 
 SECTION = Section("Design check", _BODY, _content, _tables)

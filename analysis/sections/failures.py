@@ -7,12 +7,11 @@ import numpy as np
 import pandas as pd
 
 from analysis import words
-from analysis.correlations import divergence
+from analysis.correlations import divergence, early_epochs
 from analysis.evaluate import divergence_scores
 from analysis.figures.base import when
 from analysis.frame import SweepFrame
 from analysis.sections.base import MAX_TRIALS_SHOWN, Section, TableView, setting, table_view
-from analysis.verdict import early_epochs
 
 
 def _casualties(frame: SweepFrame) -> TableView | None:

@@ -7,14 +7,17 @@ import pandas as pd
 
 from analysis import words
 from analysis.evaluate import NUM_FOLDS, NUM_REPEATS, compare
-from analysis.evidence import increments
+from analysis.evidence import increments, note
 from analysis.figures.base import when
 from analysis.frame import SweepFrame
 from analysis.multiplicity import discoveries
 from analysis.sections.base import Section, TableView, interval, table_view
+from analysis.verdict import refusal
 
 
 def _predictors(frame: SweepFrame) -> TableView | None:
+    if refusal(frame) is not None:
+        return None
     scores = compare(frame).scores if len(frame.target) else pd.DataFrame()
     if scores.empty or "rmse" not in scores:
         return None
@@ -48,13 +51,13 @@ def _predictors(frame: SweepFrame) -> TableView | None:
         rows,
         (False, False, *[True] * 9),
         file="predictors",
-        note="; ".join(problems),
+        note=" ".join(filter(None, [compare(frame).note, "; ".join(problems)])),
     )  # fmt: skip
 
 
 def _regions(frame: SweepFrame) -> TableView | None:
     """Thirds of each setting foretold from the other two, a column a setting."""
-    comparison = compare(frame) if len(frame.target) else None
+    comparison = compare(frame) if refusal(frame) is None else None
     if comparison is None or comparison.regions.empty or "r2" not in comparison.regions:
         return None
     known = comparison.regions[comparison.regions["problem"] == ""]
@@ -84,7 +87,7 @@ def _regions(frame: SweepFrame) -> TableView | None:
 
 
 def _increments(frame: SweepFrame) -> TableView | None:
-    tested = increments(frame) if len(frame.target) else pd.DataFrame()
+    tested = increments(frame) if refusal(frame) is None else pd.DataFrame()
     q = discoveries(frame)
     rows = []
     for _, line in tested.iterrows():
@@ -123,7 +126,7 @@ def _increments(frame: SweepFrame) -> TableView | None:
         rows,
         (False, False, *[True] * 9, False),
         file="increments",
-        note="; ".join(problems),
+        note=" ".join(filter(None, [note(frame), "; ".join(problems)])),
     )  # fmt: skip
 
 
@@ -143,18 +146,20 @@ def _gain(line: pd.Series, column: str) -> str:
 
 
 def _content(frame: SweepFrame) -> dict[str, Any]:
+    refused = refusal(frame)
     return {
+        "refused": "" if refused is None else refused.headline,
         "increments": _increments(frame),
         "predictors": _predictors(frame),
         "regions": _regions(frame),
         "num_folds": NUM_FOLDS,
         "num_repeats": NUM_REPEATS,
-        "is_log": compare(frame).is_log if len(frame.target) else True,
+        "is_log": compare(frame).is_log if refused is None else True,
     }
 
 
 def _tables(frame: SweepFrame) -> dict[str, pd.DataFrame]:
-    if not len(frame.target):
+    if refusal(frame) is not None:
         return {}
     comparison = compare(frame)
     return {
@@ -186,7 +191,7 @@ among as many foretold best; regret is how much worse than the best trial the be
 </details>
 {% endif %}
 {% else %}
-<p class="empty">{% if predictors %}{{ predictors.note }}{% else %}Too few finished trials, or nothing \
+<p class="empty">{% if refused %}{{ refused }} No predictor is compared.{% elif predictors %}{{ predictors.note }}{% else %}Too few finished trials, or nothing \
 measured before the final epoch, to compare predictors.{% endif %}</p>
 {% endif %}
 """  # noqa: E501

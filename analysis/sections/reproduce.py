@@ -20,17 +20,14 @@ def settings(frame: SweepFrame) -> str:
 
 def _identity(frame: SweepFrame) -> dict[str, str]:
     """What tells this sweep from any other."""
-    registration = frame.registration
-    plan = (
-        {} if not hasattr(registration, "sha256") else {"sha256 of the plan": registration.sha256}
-    )
-    return {
+    found = {
         "sweep id": frame.info.sweep_id,
         "sha256 of the settings": frame.info.config_hash,
-        **({"sha256 of the plan": plan} if plan else {}),
         "seed of the sweep": str(frame.info.config.get("seed", "–")),
         "seeds of the trials": "tables/trials.csv, column seed",
     }
+    plan = getattr(frame.registration, "sha256", "")  # it may be the error of reading it
+    return {**found, "sha256 of the plan": str(plan)} if plan else found
 
 
 def _versions(frame: SweepFrame) -> TableView | None:

@@ -1,7 +1,7 @@
 import dataclasses
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -24,8 +24,6 @@ from pipeline.folder_store import FolderStore
 from pipeline.store import NoSuchSweepError, SweepInfo
 from tests.analysis import synthetic
 from tests.analysis.test_report import Page
-
-Made = Callable[..., SweepFrame]
 
 
 def correlation_of(value: float, n: int) -> Bounded:
@@ -91,17 +89,18 @@ def test_relations(values: tuple[float, ...], relation: str) -> None:
     assert bool(found.apart) == (max(values) - min(values) > 0.5)
 
 
-@pytest.fixture
-def made(monkeypatch: pytest.MonkeyPatch) -> Made:
-    """Sweeps of a name, without the seconds of replaying pruners."""
-    monkeypatch.setattr(budget, "ORDERS", 1)
-    monkeypatch.setattr(budget, "TRIALS", 10)
+@pytest.fixture(scope="module", autouse=True)
+def _few_orders() -> Iterator[None]:
+    """Replaying pruners takes seconds and is not what is tested here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(budget, "ORDERS", 1)
+        patch.setattr(budget, "TRIALS", 10)
+        yield
 
-    def frame(name: str, effect: synthetic.Effect, n: int = 30, **settings: object) -> SweepFrame:
-        trials = synthetic.sweep(effect, n, name=name, **settings)  # type: ignore[arg-type]
-        return SweepFrame.from_records(info(name, n), trials)
 
-    return frame
+def made(name: str, effect: synthetic.Effect, n: int = 20, **settings: object) -> SweepFrame:
+    trials = synthetic.sweep(effect, n, name=name, **settings)  # type: ignore[arg-type]
+    return SweepFrame.from_records(info(name, n), trials)
 
 
 def info(name: str, n: int, **changes: object) -> SweepInfo:
@@ -110,8 +109,8 @@ def info(name: str, n: int, **changes: object) -> SweepInfo:
     return dataclasses.replace(found, config=config, config_hash=name.ljust(64, "0"))
 
 
-@pytest.fixture
-def three(made: Made) -> list[Summary]:
+@pytest.fixture(scope="module")
+def three() -> list[Summary]:
     frames = [
         made("found", "planted", 60, seed=1),
         made("nil", "null", 60, seed=2),
@@ -157,11 +156,11 @@ def test_what_is_said_of_three(three: list[Summary]) -> None:
     assert (table["p_holm"] >= table["p"] - 1e-12).all()
 
 
-def test_sweeps_that_agree_and_that_contradict(made: Made) -> None:
-    agree = findings([summary(made(n, "planted", 60, seed=i)) for i, n in enumerate(("a", "bb"))])
+def test_sweeps_that_agree_and_that_contradict(three: list[Summary]) -> None:
+    other = three[0]
+    agree = findings([other, summary(made("again", "planted", 60, seed=7))])
     assert agree.kind == "adds"
     assert agree.headline.startswith("The sweeps agree: ")
-    other = summary(made("a", "planted", 60, seed=0))
     flipped = other.lines.copy()
     for column in ("spearman", "given_settings", "given_settings_and_loss"):
         flipped[column] *= -1
@@ -170,27 +169,27 @@ def test_sweeps_that_agree_and_that_contradict(made: Made) -> None:
     against = dataclasses.replace(other, name="against", lines=flipped, origin="x")
     found = findings([other, against])
     assert found.headline.startswith("The sweeps contradict one another")
-    assert "the higher the final loss in against, but the lower in a." in found.headline
+    assert "the higher the final loss in against, but the lower in found." in found.headline
     assert "do not overlap" in found.evidence[0]
     assert "more than chance" in found.evidence[-1]
 
 
-def test_networks_without_a_common_feature_are_not_compared(made: Made) -> None:
+def test_networks_without_a_common_feature_are_not_compared() -> None:
     found = findings([summary(made("r", "null")), summary(made("m", "null", family="mlp"))])
     assert "cannot be compared" in found.headline
     assert found.feature == ""
 
 
-def test_losses_of_different_kinds_and_one_origin_are_said(made: Made) -> None:
-    one = made("one", "null")
+def test_losses_of_different_kinds_and_one_origin_are_said() -> None:
+    one = summary(made("one", "null"))
     other = SweepFrame.from_records(
-        info("other", 30, task={"name": "adding"}), synthetic.sweep("null", 30, name="other")
+        info("other", 20, task={"name": "adding"}), synthetic.sweep("null", 20, name="other")
     )
-    said = " ".join(findings([summary(one), summary(other)]).cautions)
+    said = " ".join(findings([one, summary(other)]).cautions)
     assert "different kinds: char_text in nats (one); adding in nats (other)" in said
     assert "one origin" not in said
-    twin = dataclasses.replace(summary(one), name="twin")
-    assert "one and twin are of one origin" in " ".join(findings([summary(one), twin]).cautions)
+    twin = dataclasses.replace(one, name="twin")
+    assert "one and twin are of one origin" in " ".join(findings([one, twin]).cautions)
 
 
 def test_only_what_differs_is_listed(three: list[Summary]) -> None:
@@ -202,7 +201,7 @@ def test_only_what_differs_is_listed(three: list[Summary]) -> None:
 
 
 @pytest.mark.usefixtures("quick_pictures")
-def test_the_page_and_the_sweeps_own(made: Made, tmp_path: Path) -> None:
+def test_the_page_and_the_sweeps_own(tmp_path: Path) -> None:
     frames = [made("a", "planted", 20), made("bb", "null", 20, seed=4)]
     page, headline = write_comparison(frames, tmp_path / "out")
     text = page.read_text(encoding="utf-8")
@@ -231,7 +230,7 @@ def test_the_page_and_the_sweeps_own(made: Made, tmp_path: Path) -> None:
         write_comparison(frames[:1], tmp_path / "out")
 
 
-@pytest.mark.usefixtures("quick_pictures", "made")
+@pytest.mark.usefixtures("quick_pictures")
 def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     app = typer.Typer()
     app.command()(report)

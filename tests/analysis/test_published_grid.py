@@ -352,6 +352,9 @@ def test_the_report_says_no_more_than_that(stable):
     found = verdict(stable)
     assert found.kind in ("confounded", "redundant")
     assert "nothing detectable" in found.headline
+    (named,) = [s for s in found.evidence if "plain correlation of the largest exponent" in s]
+    assert "follows trainer.learning_rate (ρ = +0.9" in named
+    assert "its sign turns to +0." in named
     cautions = " ".join(found.cautions)
     assert "Simpson" in cautions
     assert "trainer.learning_rate" in cautions

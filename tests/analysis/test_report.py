@@ -225,6 +225,8 @@ def test_a_plan_and_what_came_of_it_are_shown(frames: dict[str, SweepFrame]) -> 
     )
     shown = planned.SECTION.content(dataclasses.replace(frame, registration=made))
     assert shown["found"].is_confirmatory
+    named = reproduce.SECTION.content(dataclasses.replace(frame, registration=made))["versions"]
+    assert ["sha256 of the plan", plan.sha256] in named.rows
     outcomes = {row[-1] for row in shown["planned"].rows}
     assert "holds" in outcomes
     assert all(row[2] == "confirmatory" for row in shown["planned"].rows)

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from analysis import resampling
 from analysis import statistics as st
 
 
@@ -63,7 +64,7 @@ def test_weighted_correlation_is_that_of_the_repeated_data(kind: st.Kind) -> Non
         reference(np.repeat(x, c.astype(int)), np.repeat(y, c.astype(int))).statistic
         for c in counts
     ]
-    np.testing.assert_allclose(st._weighted(counts, x, y, kind), expected, atol=1e-12)
+    np.testing.assert_allclose(resampling.weighted(counts, x, y, kind), expected, atol=1e-12)
 
 
 @pytest.mark.parametrize("kind", ["spearman", "pearson"])

@@ -5,6 +5,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
+from analysis import cautions
 from analysis import verdict as vd
 from analysis.correlations import correlations
 from analysis.frame import SweepFrame
@@ -258,6 +259,6 @@ def test_divergence_is_foretold_only_by_what_separates(
 ) -> None:
     line = {"epoch": 0, "label": "λ₁", "auc": 0.7, "auc_low": low, "auc_high": 0.9}
     table = pd.DataFrame([{**line, "auc_p": 0.03, "auc_p_holm": 0.3}])
-    monkeypatch.setattr(vd, "divergence", lambda _: table)
-    (sentence,) = vd._divergence(frames["planted"])
+    monkeypatch.setattr(cautions, "divergence", lambda _: table)
+    (sentence,) = cautions.about_divergence(frames["planted"])
     assert words in sentence
