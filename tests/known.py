@@ -48,9 +48,10 @@ class FlowOrbit:
     def __init__(self, flow, *, members, sequences, steps, dt, seed, transient=2000):
         self.flow, self.dt = flow, dt
         self.num_members, self.num_sequences, self.num_steps = members, sequences, steps
-        self.tangent_size, self.dtype, self.device = flow.size, F64, torch.device("cpu")
+        self.tangent_size, self.dtype = flow.size, F64
         g = torch.Generator().manual_seed(seed)
         self.start = 5 + torch.randn(members, sequences, flow.size, 1, generator=g, dtype=F64)
+        self.device = self.start.device
         for _ in range(transient):
             self.start, _ = flow.step(self.start, dt)
 

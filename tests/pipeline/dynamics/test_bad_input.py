@@ -106,7 +106,7 @@ def test_nan_in_the_weights_is_no_number(measure, kind):
 
 
 @pytest.mark.parametrize("kind", NETWORKS)
-def test_nan_stays_at_home_where_frames_are_triangular(kind):
+def test_nan_stays_at_home_where_frames_are_triangular(kind, device):
     """From 64 tangents on frames are eliminated one by one, without their zeros."""
 
     def spectrum(member=None, sequence=None):
@@ -128,7 +128,7 @@ def test_nan_stays_at_home_where_frames_are_triangular(kind):
         return lyapunov_spectrum(network, x)
 
     healthy, by_member, by_input = spectrum(), spectrum(member=0), spectrum(sequence=0)
-    assert healthy.method == "lu"
+    assert healthy.method == ("lu" if device.type == "cpu" else "householder")
     assert by_member.exponents[0].isnan().all()
     assert not by_member.self_check_passed[0]
     assert torch.equal(by_member.exponents[1], healthy.exponents[1])

@@ -131,7 +131,7 @@ def test_a_grid_keeps_its_shape():
 class Residual:
     """x ↦ x + tanh(W x), through a bottleneck at the end: an orbit of maps without transposes."""
 
-    num_members, device = 1, torch.device("cpu")
+    num_members = 1
 
     def __init__(self, x, size, depth):
         g = generator_for("residual")
@@ -140,7 +140,7 @@ class Residual:
             torch.randn(b, a, generator=g, dtype=F64) / a**0.5
             for a, b in itertools.pairwise(widths)
         ]
-        self.x, self.num_sequences, self.dtype = x, len(x), F64
+        self.x, self.num_sequences, self.dtype, self.device = x, len(x), F64, x.device
         self.num_steps, self.tangent_size = depth, size
 
     def orbit(self, inputs, *, dtype):

@@ -162,7 +162,7 @@ def test_circle_through_random_layers_follows_the_recursions(sigma_w):
         curvatures.append(N * found.curvature().square().mean(1))
         lengths.append(found.grassmann_length(2 * math.pi))
     metric, curvature, length = (
-        torch.stack(x).mean(0).numpy() for x in (metrics, curvatures, lengths)
+        torch.stack(x).mean(0).cpu().numpy() for x in (metrics, curvatures, lengths)
     )
     # One network's metric strays by some 5 % in six layers, as all points share its weights.
     assert metric == pytest.approx(theory.metric, rel=0.08)

@@ -108,7 +108,7 @@ def test_circular_law_of_a_linear_network():
     torch.testing.assert_close(spectrum.exponents, moduli, atol=2e-2, rtol=0)
     law = np.log(g) + 0.5 * np.log(1 - (np.arange(N) + 0.5) / N)
     # Eigenvalues of one matrix of 64 scatter around the law.
-    assert np.abs(spectrum.exponents.numpy() - law)[: N * 3 // 4].max() < 0.12
+    assert np.abs(spectrum.exponents.cpu().numpy() - law)[: N * 3 // 4].max() < 0.12
 
 
 def test_without_recurrence_gru_and_rnn_are_solved_by_hand():
@@ -245,17 +245,17 @@ NEWMAN = {
 
 
 @pytest.mark.parametrize(("N", "T"), [(4, 4000), (8, 4000), (64, 600)])
-def test_random_products(N, T):
+def test_random_products(N, T, device):
     """Newman 1986: independent R_ii² ~ σ²χ², unbiased at any T; at 64, triangular frames."""
     generator = generator_for("newman", N)
     J = torch.randn(T, N, N, generator=generator, dtype=F64) / math.sqrt(N)
     spectrum = lyapunov_spectrum(J, warmup=0)
-    assert spectrum.method == ("lu" if N == 64 else "householder")
+    assert spectrum.method == ("lu" if N == 64 and device.type == "cpu" else "householder")
     expected = known.newman(N, 1 / math.sqrt(N))
     listed = expected if N == 4 else expected[[0, -1]]
     assert listed == pytest.approx(NEWMAN[N], abs=1e-9)
     half = (N - np.arange(N)) / 2
-    z = (spectrum.exponents.numpy() - expected) / (0.5 * np.sqrt(polygamma(1, half) / T))
+    z = (spectrum.exponents.cpu().numpy() - expected) / (0.5 * np.sqrt(polygamma(1, half) / T))
     # Of 64 normal numbers, the largest is above 3.9 once in 200 times.
     assert np.abs(z).max() < 3.9
     if N == 64:

@@ -136,7 +136,7 @@ def test_methods_agree_on_a_whole_run(k, t_on):
     frame = torch.linalg.qr(torch.randn((1, 1, 8, k), generator=g, dtype=F64)).Q
     found = {}
     for method in ("householder", "cholesky", "lu"):
-        orbit = GivenMaps(J, 83, 2, 8, F64, torch.device("cpu"))
+        orbit = GivenMaps(J, 83, 2, 8, F64, frame.device)
         growth = carry(orbit, frame, warmup=11, steps=72, t_on=t_on, method=method)
         assert growth.block_steps_M.sum() == 72
         found[method] = growth.logs_NBKM.sum(-1) / 72
@@ -158,7 +158,7 @@ def test_blocks_of_triangular_frames_are_those_of_orthonormal_ones():
     frame = torch.linalg.qr(torch.randn((1, 1, 6, 6), generator=g, dtype=F64)).Q
     logs = {}
     for method, t_on in (("lu", 4), ("householder", 16)):
-        orbit = GivenMaps(J, 64, 1, 6, F64, torch.device("cpu"))
+        orbit = GivenMaps(J, 64, 1, 6, F64, frame.device)
         logs[method] = carry(orbit, frame, warmup=0, steps=64, t_on=t_on, method=method)
     assert logs["lu"].block_steps_M.tolist() == [16] * 4
     assert logs["householder"].block_steps_M.tolist() == [16] * 4
@@ -178,7 +178,7 @@ def test_the_choice_depends_on_device_and_size():
 def test_growth_that_leaves_the_range_shortens_t_on():
     """exp(300) a step overflows float64 within three."""
     J = math.exp(300) * torch.eye(2, dtype=F64).expand(60, 1, 2, 2)
-    orbit = GivenMaps(list(J), 60, 1, 2, F64, torch.device("cpu"))
+    orbit = GivenMaps(list(J), 60, 1, 2, F64, J.device)
     frame = torch.eye(2, dtype=F64).expand(1, 1, 2, 2)
     growth = carry(orbit, frame, warmup=0, steps=60, t_on="auto")
     torch.testing.assert_close(

@@ -115,10 +115,10 @@ def test_random_gaussian_products_are_unbiased_with_the_right_error(t_on):
     exact_error = 0.5 * np.sqrt(polygamma(1, half) / T)
     assert expected[0] == pytest.approx(-0.0650883463, abs=1e-9)
     assert expected[-1] == pytest.approx(-1.6749021936, abs=1e-9)
-    z = (spectrum.exponents.numpy() - expected) / exact_error
+    z = (spectrum.exponents.cpu().numpy() - expected) / exact_error
     assert np.abs(z).max() < 3.5
     # Spread of ~600 blocks, less where some are joined by chance.
-    ratio = spectrum.standard_error.numpy() / exact_error
+    ratio = spectrum.standard_error.cpu().numpy() / exact_error
     assert (np.abs(ratio - 1) < 0.3).all(), ratio
     assert len(spectrum.block_steps) <= propagate.MOST_BLOCKS
     assert spectrum.block_steps.sum() == T
@@ -311,7 +311,7 @@ def test_warm_up_is_taken_from_the_same_inputs_once():
 
     class Given:
         num_members = num_sequences = 1
-        num_steps, tangent_size, dtype, device = 50, 8, F64, torch.device("cpu")
+        num_steps, tangent_size, dtype, device = 50, 8, F64, J[0].device
 
         def maps(self):
             return iter([lambda Q, A=A: A @ Q for A in J])
@@ -355,7 +355,7 @@ def test_layers_of_a_deep_linear_network_are_maps_like_time_steps():
     spectrum = lyapunov_spectrum(network, torch.zeros(1, 5, dtype=F64), warmup=0, t_on=1)
     half = (5 - np.arange(5)) / 2
     expected = 0.5 * (math.log(2) + psi(half)) - 0.5 * math.log(5)
-    z = (spectrum.exponents[0].numpy() - expected) / (0.5 * np.sqrt(polygamma(1, half) / 400))
+    z = (spectrum.exponents[0].cpu().numpy() - expected) / (0.5 * np.sqrt(polygamma(1, half) / 400))
     assert np.abs(z).max() < 3.5
 
 
