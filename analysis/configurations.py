@@ -18,12 +18,12 @@ _NOT_A_SETTING = "seed"
 
 def numbered(params: pd.DataFrame) -> pd.Series:
     """The number of each trial's configuration, from 0 in order of appearance, by trial."""
-    names = [n for n in params if str(n).split(".")[-1] != _NOT_A_SETTING]
-    varying = [n for n in names if params[n].map(str).nunique() > 1]
-    if not varying:
-        return pd.Series(0, index=params.index)
-    keys = params[varying].map(str).agg("\0".join, axis=1)
-    return pd.Series(pd.factorize(keys)[0], index=params.index)
+    found = np.zeros(len(params), dtype=np.int64)
+    for name in params:
+        if str(name).split(".")[-1] != _NOT_A_SETTING:
+            values = pd.factorize(params[name])[0] + 1
+            found = pd.factorize(found * (values.max(initial=0) + 1) + values)[0]
+    return pd.Series(found, index=params.index)
 
 
 def shared(params: pd.DataFrame, trials: pd.Index) -> np.ndarray | None:

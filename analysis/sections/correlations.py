@@ -104,8 +104,9 @@ def _bends(frame: SweepFrame) -> TableView | None:
             words.number(line["square"], sign=True),
             words.p_value(line["square_p_holm"]),
             words.p_value(line["square_held_p_holm"]),
-            (f"{'least' if line['is_lowest'] else 'most'} at " if line["turns"] else "beyond: ")
-            + turning(line),
+            f"{'least' if line['is_lowest'] else 'most'} at {turning(line)}"
+            if line["turns"]
+            else "not among these trials",
             _sizes(line),
         ]
         for _, line in shown.iterrows()
