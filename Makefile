@@ -13,7 +13,7 @@ READY := .venv/.ready-$(shell pwd -P | cksum | cut -d ' ' -f 1)
 UNFINISHED := .venv/.unfinished
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 
-.PHONY: help setup demo findings test lint bench bench-engine bench-sweep clean
+.PHONY: help setup demo findings test lint bench bench-engine bench-sweep bench-report clean
 
 help: ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 16
@@ -72,8 +72,8 @@ findings: $(READY) ## the numbers and figures of docs/findings.md again, from it
 	done
 	@LYAPSWEEP_STORE=folder:$(FINDINGS)/store $(BIN)/lyapsweep replay recall-fresh $(PRUNERS) \
 	  > docs/findings/replay.txt
-	@$(BIN)/python docs/findings/quoted.py $(KEPT) > docs/findings/numbers.md
-	@git --no-pager diff --stat -- docs/findings || true
+	@$(BIN)/python docs/findings/quoted.py $(KEPT)
+	@git --no-pager diff --stat -- docs/findings docs/findings.md || true
 
 test: $(READY) ## run the tests, except the slow proofs
 	@$(BIN)/pytest $(ARGS)
@@ -92,6 +92,9 @@ bench-engine: $(READY) ## spectra beside the textbook way and their bare product
 
 bench-sweep: $(READY) ## whole sweeps beside Ray Tune and others (an hour; ARGS="mlp10 lstm64" for some)
 	@$(BIN)/python tests/bench/bench_sweep.py $(ARGS)
+
+bench-report: $(READY) ## a report over 10,000 trials, and over published spectra (half an hour, most of it writing)
+	@$(BIN)/python tests/bench/run_all.py report
 
 clean: ## remove .venv, caches and build products; sweeps and reports stay
 	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -46,6 +46,7 @@ from pipeline.mlflow_place import (
     pristine_database,
     sqlite_path,
 )
+from pipeline.mlflow_tags import tagged_runs
 from pipeline.records import RecordError, TrialRecord
 from pipeline.sqlite_files import fold
 from pipeline.store import (
@@ -454,7 +455,10 @@ class MlflowStore:
         return experiment_id
 
     def _search(self, name: str) -> list[Any]:
+        """The runs of trials, with our tags at least."""
         client, experiment_id = self._connect(), self._require_experiment(name)
+        if not self.uri.startswith(("http://", "https://")):
+            return tagged_runs(client, experiment_id, {_KIND: "trial"}, _PREFIX)
         found: list[Any] = []
         token = None
         while True:
