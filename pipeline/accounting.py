@@ -3,7 +3,8 @@
 An epoch is counted for each network that trains through it. `epochs_spent` are those of trials
 that are on record or in training; `epochs_again` were trained and recorded of nobody: of members
 trained along because a cohort-mate was due again, and of attempts that were lost or abandoned.
-What a killed driver had in training is in neither: nobody was left to count it.
+What is in a checkpoint is trained once and counted once, with its trial. What a killed driver had
+in training beyond it is in neither: nobody was left to count it.
 """
 
 import contextlib
@@ -30,7 +31,7 @@ class Progress:
         complete, diverged, pruned, failed: finished trials.
         best: lowest final validation loss so far and its trial, or None.
         epochs_ended: epochs trained of finished trials.
-        epochs_before: those of `epochs_ended` that an earlier driver trained.
+        epochs_before: those of `epochs_spent` that an earlier driver trained.
         epochs_again: epochs trained for nothing, see above.
         last: a line about the latest event.
     """

@@ -276,6 +276,8 @@ class Driver:
             cohort = self._asker.queue.popleft()
             due = [spec.number for spec in self._asker.due_of(cohort)]
             point = self._checkpoints.load(cohort, due)
+            if point is not None:
+                self._say(f"trials {due[0]} to {due[-1]} go on from epoch {point.snapshot.epoch}")
             self.executor.submit(cohort, None if point is None else point.snapshot)
             self._in_flight += 1
             submitted.append((cohort, point))
@@ -356,7 +358,7 @@ class Driver:
         elif rung.snapshot is not None:
             self._save(cohort, rung.snapshot)
         if not rung.is_last and rung.epoch in cohort.pauses:
-            self._pausing[cohort.numbers] = cohort, rung
+            self._pausing[cohort.numbers] = cohort, dataclasses.replace(rung, snapshot=None)
 
     def _save(self, cohort: Cohort, snapshot: Snapshot) -> None:
         """Writes down where a cohort stands, now that those who ended there are spooled."""

@@ -89,9 +89,9 @@ def workers(request):
     )
 
 
-def gather(executor, cohorts, seconds=60):
+def gather(executor, cohorts, seconds=60, first=0):
     """Events until each of `cohorts` has ended, each checked against the contract."""
-    open_ = {c.numbers: -1 for c in cohorts}
+    open_ = {c.numbers: first - 1 for c in cohorts}
     events = []
     deadline = time.monotonic() + seconds
     while open_:
@@ -145,6 +145,25 @@ def test_several_cohorts_one_after_the_other_and_at_once(executor):
         events += gather(executor, batch)
     ended = [e.cohort.numbers for e in events if isinstance(e, Reached) and e.rung.is_last]
     assert sorted(ended) == sorted(c.numbers for c in expected)
+
+
+def test_a_cohort_goes_on_from_a_snapshot_that_another_executor_took(executor):
+    one = dataclasses.replace(cohort(0, 1, epochs=4), checkpoint=2)
+    inline = InlineExecutor()
+    inline.submit(one)
+    unbroken = [event.rung for event in gather(inline, [one])]
+    assert [rung.epoch for rung in unbroken if rung.snapshot] == [2]
+    executor.submit(one, unbroken[2].snapshot)
+    rungs = [event.rung for event in gather(executor, [one], first=2)]
+    assert [(rung.epoch, rung.is_resumed) for rung in rungs] == [(2, True), (3, False), (4, False)]
+    assert rungs[0].val_loss == unbroken[2].val_loss
+    for rung, expected in zip(rungs[1:], unbroken[3:], strict=True):
+        for n in (0, 1):
+            tables = [records.to_table("s", n, r.rows[n]) for r in (rung, expected)]
+            assert records.content_hash(tables[0]) == records.content_hash(tables[1])
+    # The next cohort of the same worker starts from its own beginning.
+    executor.submit(one)
+    assert [event.rung.epoch for event in gather(executor, [one])] == [0, 1, 2, 3, 4]
 
 
 def test_results_are_bit_for_bit_those_of_the_inline_executor(executor):

@@ -198,6 +198,7 @@ def test_records_say_from_where_trials_were_taken_up_and_epochs_count_once(tmp_p
         one.run(Dying(3))
     assert [p.name for p in one.checkpoints()] == ["epoch-00004.safetensors"]
     outcome = one.run()
+    assert "trials 0 to 1 go on from epoch 4" in one.said
     assert one.content() == reference(TREE)
     resumed = {n: h.provenance.get("resumed_at") for n, h in one.headers.items()}
     assert resumed == {0: [2, 4], 1: [2, 4], 2: None, 3: None}

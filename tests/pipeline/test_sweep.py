@@ -949,15 +949,18 @@ def test_a_driver_with_a_pruner_loses_nothing_when_killed(tmp_path, crasher, ref
     assert_exactly_once(one, reference(PRUNED))
 
 
-@pytest.mark.slow
+@pytest.mark.parametrize("checkpoint", [None, 1])
+@pytest.mark.parametrize("step", [pytest.param(1, marks=pytest.mark.slow), 19])
 def test_a_driver_with_a_pruner_killed_before_any_operation_loses_nothing(
-    tmp_path, crasher, reference
+    tmp_path, crasher, reference, step, checkpoint
 ):
-    tree = {**PRUNED, "trials": 5, "execution": {"cohort_size": 3, "executor": "inline"}}
+    """Every `step`-th rename, fsync, unlink and commit, those of checkpoints among them."""
+    execution = {"cohort_size": 3, "executor": "inline", "checkpoint": checkpoint}
+    tree = {**PRUNED, "trials": 5, "execution": execution}
     store_uri = f"folder:{tmp_path / 'store'}"
     operations = crasher(Sweep(tmp_path, store_uri, tree, "whole"))["operations"]
     assert operations > 30
-    for operation in range(1, operations + 1):
+    for operation in range(step, operations + 1, step):
         one = Sweep(tmp_path, store_uri, tree, f"killed-{operation}")
         first = crasher(one, {"operation": operation})
         answer = crasher(one)
