@@ -16,12 +16,13 @@ import stat
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from pipeline import records
 from pipeline.rows import Row
@@ -33,6 +34,10 @@ _STATE_NAME = re.compile(r"epoch-(\d{5,9})\.safetensors")
 _LARGEST_HEADER = 1 << 24
 
 
+Count = Annotated[int, Field(ge=0, le=2**53)]
+"""What every column and every reader of JSON can hold."""
+
+
 class CheckpointError(ValueError):
     """A checkpoint that cannot be trusted; the text says which and why."""
 
@@ -41,7 +46,7 @@ class CheckpointError(ValueError):
 class Segment:
     """A file of rows: those of epochs up to `epoch` that no segment before it has."""
 
-    epoch: int
+    epoch: Count
     sha256: str
 
 
@@ -59,14 +64,14 @@ class Facts:
 
     format: int
     key: str
-    epoch: int
-    update: int
-    numbers: tuple[int, ...]
-    diverged_at: dict[int, int]
+    epoch: Count
+    update: Count
+    numbers: tuple[Count, ...]
+    diverged_at: dict[Count, Count]
     spent: Spent
     segments: tuple[Segment, ...]
-    resumed_at: tuple[int, ...]
-    start_ms: dict[int, int]
+    resumed_at: tuple[Count, ...]
+    start_ms: dict[Count, Count]
 
 
 _FACTS_TYPE = TypeAdapter(Facts)

@@ -184,8 +184,11 @@ class Checkpoints:
         left = [number for number in due if number not in numbers]
         if left:
             raise CheckpointError(f"it lacks trial {left[0]}, which is still to be recorded")
-        if not numbers <= set(cohort.numbers) or len(numbers) != len(facts.numbers):
+        known = numbers | facts.diverged_at.keys()
+        if not known <= set(cohort.numbers) or len(numbers) != len(facts.numbers):
             raise CheckpointError("it holds trials that are not the cohort's")
+        if numbers & facts.diverged_at.keys():
+            raise CheckpointError("it holds trials that have diverged")
         if any(a.ndim == 0 or len(a) != len(numbers) for a in arrays.values()):
             raise CheckpointError(f"its arrays must all lead with {len(numbers)} members")
         measured = {choice.name for choice in cohort.measure}

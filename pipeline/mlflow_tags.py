@@ -6,7 +6,7 @@ no such way, and is searched.
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 from mlflow.entities import Run, RunData, RunInfo, RunTag
 from mlflow.store.tracking.dbmodels.models import SqlRun, SqlTag
@@ -18,17 +18,19 @@ def tagged_runs(
 ) -> list[Any]:
     """Active runs of an experiment that have these tags, with their tags that begin so."""
     store: Any = client._tracking_client.store
+    # Their columns are typed as the values of rows.
+    run, tag = cast(Any, SqlRun), cast(Any, SqlTag)
     with store.ManagedSessionMaker() as session:
         rows = (
             session.query(
-                SqlRun.run_uuid, SqlRun.status, SqlRun.artifact_uri, SqlRun.start_time,
-                SqlRun.end_time, SqlTag.key, SqlTag.value,
+                run.run_uuid, run.status, run.artifact_uri, run.start_time,
+                run.end_time, tag.key, tag.value,
             )
-            .join(SqlTag, SqlTag.run_uuid == SqlRun.run_uuid)
+            .join(tag, tag.run_uuid == run.run_uuid)
             .filter(
-                SqlRun.experiment_id == int(experiment_id),
-                SqlRun.lifecycle_stage == "active",
-                SqlTag.key.startswith(prefix, autoescape=True),
+                run.experiment_id == int(experiment_id),
+                run.lifecycle_stage == "active",
+                tag.key.startswith(prefix, autoescape=True),
             )
             .all()
         )  # fmt: skip

@@ -1,6 +1,6 @@
 """What spectra of an LSTM cost, beside the textbook way and beside their bare products.
 
-One thread, float64, weights U(±1/√H), N(0, 1) inputs, no warm-up. `textbook`: batched autograd
+One thread (LYAPSWEEP_BENCH_THREADS: all three on as many), float64, weights U(±1/√H), N(0, 1) inputs, no warm-up. `textbook`: batched autograd
 Jacobians (torch.func.vmap over jacrev) and a Householder QR at every step, which is what one
 writes with torch.func; the Jacobians are half of its time where k is all. `bare`: the least
 products the tangents need and the factorisations that were made, at this machine's rate in the
@@ -8,8 +8,8 @@ same minutes, into memory at hand. Few tangents: one product with U for all sequ
 with one H × H block (hidden) or two (full) a sequence and step; right after an elimination H rows
 of the frame make a triangle H × H, so that half of a product with H tangents is counted, and
 otherwise the whole of one with all of them. Cases are interleaved, the medians of the rounds are
-shown; textbook is timed over one step and full spectra over five sequences, and scaled to `B × T`,
-which is fair since every step and sequence costs the same.
+shown; textbook is timed over one step and full spectra on one thread over five sequences, and scaled
+to `B × T`, which is fair since every step and sequence costs the same.
 
     LYAPSWEEP_BENCH_ROUNDS=3 python tests/bench/run_all.py engine
 """
@@ -26,17 +26,20 @@ from tasks.base import generator_for
 from tasks.networks.lstm import LSTM
 
 UNITS, SEQUENCES, STEPS, INPUTS = 512, 10, 100, 16
+THREADS = int(os.environ.get("LYAPSWEEP_BENCH_THREADS", "1"))
 ROUNDS = int(os.environ.get("LYAPSWEEP_BENCH_ROUNDS", "3"))
 F64 = torch.float64
 
 
 def cases():
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(THREADS)
     try:
         for state in ("full", "hidden"):
             yield from _compare(state, 16, sequences=SEQUENCES, steps=STEPS, slow_steps=1)
-            yield from _compare(state, None, sequences=5, steps=STEPS, slow_steps=1)
+            yield from _compare(
+                state, None, sequences=5 if THREADS == 1 else SEQUENCES, steps=STEPS, slow_steps=1
+            )
     finally:
         torch.set_num_threads(threads)
 

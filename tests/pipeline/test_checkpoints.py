@@ -1,6 +1,7 @@
 """Checkpoints on disk: whole or absent, and refused where they cannot be trusted."""
 
 import dataclasses
+import json
 import logging
 import os
 import subprocess
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors.numpy import save
 
 from pipeline import catalog, checkpoint_file
 from pipeline.checkpoints import Checkpoints
@@ -266,6 +268,9 @@ DAMAGE = {
     "a trial missing": lambda p: forged(p, numbers=(4, 5)),
     "a trial too many": lambda p: forged(p, numbers=(4, 5, 6, 7)),
     "a trial twice": lambda p: forged(p, numbers=(4, 5, 6, 6)),
+    "one that diverged": lambda p: forged(p, diverged_at={4: 3}),
+    "a stranger that diverged": lambda p: forged(p, diverged_at={9: 3}),
+    "updates beyond any column": lambda p: forged(p, update=2**64),
     "wrong members": lambda p: forged(p, arrays={"network.w": np.zeros((2, 3))}),
     "no axis": lambda p: forged(p, arrays={"network.w": np.array(1.0)}),
     "settings out of bounds": lambda p: forged(
@@ -367,19 +372,26 @@ def test_folders_that_lead_elsewhere_are_neither_read_nor_written(kept, said, tm
     assert {p: p.read_bytes() for p in elsewhere.rglob("*") if p.is_file()} == before
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+CASES = int(os.environ.get("LYAPSWEEP_FUZZ_CASES", "150"))
+
+
+@pytest.fixture(scope="session")
+def good(tmp_path_factory):
+    """Some checkpoints with one to take apart, and its content."""
+    kept = Checkpoints(tmp_path_factory.mktemp("fuzz") / "checkpoints", "sweep-1")
+    keep(kept, 2)
+    return kept, the_state(kept), the_state(kept).read_bytes()
+
+
+@settings(max_examples=CASES, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
-def test_no_change_of_bytes_is_taken_for_a_checkpoint(tmp_path_factory, data):
+def test_no_change_of_bytes_is_taken_for_a_checkpoint(good, data):
     """Any change is refused with a CheckpointError, or leaves the very content."""
-    if not hasattr(test_no_change_of_bytes_is_taken_for_a_checkpoint, "made"):
-        kept = Checkpoints(tmp_path_factory.mktemp("fuzz") / "checkpoints", "sweep-1")
-        keep(kept, 2)
-        test_no_change_of_bytes_is_taken_for_a_checkpoint.made = the_state(kept).read_bytes()
-    good = test_no_change_of_bytes_is_taken_for_a_checkpoint.made
-    at = data.draw(st.integers(0, len(good) - 1))
+    _, _, content = good
+    at = data.draw(st.integers(0, len(content) - 1))
     length = data.draw(st.integers(0, 20))
-    bad = good[:at] + data.draw(st.binary(max_size=20)) + good[at + length :]
-    expected, known = checkpoint_file.unpacked(good)
+    bad = content[:at] + data.draw(st.binary(max_size=20)) + content[at + length :]
+    expected, known = checkpoint_file.unpacked(content)
     try:
         arrays, facts = checkpoint_file.unpacked(bad)
     except checkpoint_file.CheckpointError:
@@ -388,3 +400,56 @@ def test_no_change_of_bytes_is_taken_for_a_checkpoint(tmp_path_factory, data):
     assert {n: a.tobytes() for n, a in arrays.items()} == {
         n: a.tobytes() for n, a in expected.items()
     }
+
+
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=8)
+    | st.sampled_from(["4", "../../etc/passwd", 4, 5, 6, 2, [4, 5, 6]]),
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=4), inner, max_size=4)
+    ),
+    max_leaves=8,
+)
+
+
+def paths_in(tree, path=()):
+    """Of everything in a tree of JSON."""
+    yield path
+    if isinstance(tree, dict | list):
+        for key, value in tree.items() if isinstance(tree, dict) else enumerate(tree):
+            yield from paths_in(value, (*path, key))
+
+
+@settings(max_examples=CASES, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_whatever_a_checkpoint_says_of_itself_is_used_or_refused(good, data):
+    """With a sha256 that fits: somebody has made it so."""
+    kept, path, content = good
+    arrays, _ = checkpoint_file.unpacked(content)
+    length = int.from_bytes(content[:8], "little")
+    tree = json.loads(json.loads(content[8 : 8 + length])["__metadata__"]["lyapsweep.checkpoint"])
+    *parents, last = data.draw(st.sampled_from([p for p in paths_in(tree) if p]))
+    node = tree
+    for key in parents:
+        node = node[key]
+    node[last] = data.draw(JSON)
+    text = json.dumps(tree)
+    sha = checkpoint_file._digest(arrays, text)
+    path.write_bytes(save(arrays, {"lyapsweep.checkpoint": text, "lyapsweep.sha256": sha}))
+    rows = path.with_name("rows-00002.parquet").read_bytes()
+    before = {p.name for p in kept._folder.parent.iterdir()}
+    found = Checkpoints(kept._folder, "sweep-1").load(COHORT, DUE)
+    if found is not None:
+        assert set(found.rows) == set(DUE)
+        assert found.snapshot.epoch == 2
+        assert set(found.snapshot.numbers) == {4, 5, 6}
+        json.dumps(found.resumed_at)
+    assert {p.name for p in kept._folder.parent.iterdir()} == before
+    # A refused one is gone with its folder.
+    path.parent.mkdir(exist_ok=True)
+    path.with_name("rows-00002.parquet").write_bytes(rows)
+    path.write_bytes(content)

@@ -886,7 +886,7 @@ def crasher():
 
     yield drive
     helper.stdin.close()
-    helper.wait(timeout=10)
+    helper.wait(timeout=60)
 
 
 EVERYWHERE = (
