@@ -6,7 +6,7 @@ outcome in the header never enter it.
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -25,6 +25,7 @@ from pipeline.unfinished import unfinished
 
 TARGET = "val_loss"
 MEASURED_PREFIXES = ("lyapunov.", "ftle.")
+_BATCH = 256  # records in one piece: many small tables take twice the memory
 
 
 class AnalysisError(ValueError):
@@ -62,35 +63,45 @@ class SweepFrame:
         """
         info = store.sweep(name)
         waiting = {} if home is None else {r.header.trial: r for r in unfinished(info, home)}
-        found = []
-        for record in store.records(name):
-            waiting.pop(record.header.trial, None)
-            found.append(record)
-        return cls.from_records(info, [*found, *waiting.values()])
+
+        def each() -> Iterator[TrialRecord]:
+            for record in store.records(name):
+                waiting.pop(record.header.trial, None)
+                yield record
+            yield from waiting.values()
+
+        return cls.from_records(info, each())
 
     @classmethod
     def from_records(cls, info: SweepInfo, trials: Iterable[TrialRecord]) -> "SweepFrame":
         """Raises AnalysisError for no trials, the same trial twice, or a unit that changes."""
-        found = sorted(trials, key=lambda record: record.header.trial)
-        if not found:
+        headers: list[TrialHeader] = []
+        pieces: list[pa.Table] = []
+        batch: list[pa.Table] = []
+        for record in trials:
+            headers.append(record.header)
+            batch.append(record.table.replace_schema_metadata(None))
+            if len(batch) == _BATCH:
+                pieces.append(pa.concat_tables(batch).combine_chunks())
+                batch = []
+        if not headers:
             raise AnalysisError(
                 f"sweep {info.name!r}: no trial has been published yet, so there is nothing to "
                 f"analyse; `lyapsweep status {info.name}` shows how far it is"
             )
-        numbers = [record.header.trial for record in found]
+        headers.sort(key=lambda header: header.trial)
+        numbers = [header.trial for header in headers]
         repeated = sorted({n for n in numbers if numbers.count(n) > 1}) if _repeats(numbers) else []
         if repeated:
             raise AnalysisError(
                 f"sweep {info.name!r}: each trial must occur once, but there are several records "
                 f"of trial {', '.join(map(str, repeated))}"
             )
-        headers = tuple(record.header for record in found)
-        parts = [record.table.replace_schema_metadata(None) for record in found]
-        del found, trials
-        table = _by_epoch(pa.concat_tables(parts))
-        del parts
+        pieces += batch
+        del batch
+        table = _in_order(pieces)
         _check_rows(info.name, table)
-        return cls(info, headers, table)
+        return cls(info, tuple(headers), table)
 
     @property
     def imported_from(self) -> str:
@@ -376,16 +387,23 @@ class EarlyView:
 
 def _by_epoch(table: pa.Table) -> pa.Table:
     """The rows in one chunk, in order of their epochs; those of one epoch stay as they were."""
-    epochs = table["epoch"].to_numpy()
-    if (np.diff(epochs) >= 0).all():
-        return table.combine_chunks()
-    order = pa.array(np.argsort(epochs, kind="stable"))
-    # Column by column, so that there are never two whole tables.
-    columns = []
-    for name in table.schema.names:
-        column = table[name].combine_chunks()
-        columns.append(column.take(order))
-    return pa.table(columns, schema=table.schema)
+    if (np.diff(table["epoch"].to_numpy()) >= 0).all():
+        is_whole = all(column.num_chunks <= 1 for column in table.columns)
+        return table if is_whole else table.combine_chunks()
+    return table.take(pa.array(np.argsort(table["epoch"].to_numpy(), kind="stable")))
+
+
+def _in_order(pieces: list[pa.Table]) -> pa.Table:
+    """All rows by epoch, then by trial; empties `pieces`, so that there are never two copies."""
+    table = pa.concat_tables(pieces)
+    pieces.clear()
+    order = pa.array(np.lexsort((table["trial"].to_numpy(), table["epoch"].to_numpy())))
+    schema, columns, found = table.schema, list(table.columns), []
+    del table
+    while columns:
+        found.append(columns.pop(0).combine_chunks().take(order))
+    pa.default_memory_pool().release_unused()
+    return pa.table(found, schema=schema)
 
 
 def _scalars(table: pa.Table) -> pd.DataFrame:

@@ -1,15 +1,15 @@
 """What spectra of an LSTM cost, beside the textbook way and beside their bare products.
 
-One thread (LYAPSWEEP_BENCH_THREADS: all three on as many), float64, weights U(±1/√H), N(0, 1) inputs, no warm-up. `textbook`: batched autograd
-Jacobians (torch.func.vmap over jacrev) and a Householder QR at every step, which is what one
-writes with torch.func; the Jacobians are half of its time where k is all. `bare`: the least
-products the tangents need and the factorisations that were made, at this machine's rate in the
-same minutes, into memory at hand. Few tangents: one product with U for all sequences a step. All:
-with one H × H block (hidden) or two (full) a sequence and step; right after an elimination H rows
-of the frame make a triangle H × H, so that half of a product with H tangents is counted, and
-otherwise the whole of one with all of them. Cases are interleaved, the medians of the rounds are
-shown; textbook is timed over one step and full spectra on one thread over five sequences, and scaled
-to `B × T`, which is fair since every step and sequence costs the same.
+One thread (or all three on LYAPSWEEP_BENCH_THREADS), float64, weights U(±1/√H), N(0, 1) inputs, no
+warm-up. `textbook`: batched autograd Jacobians (torch.func.vmap over jacrev) and a Householder QR
+at every step, which is what one writes with torch.func; the Jacobians are half of its time where k
+is all. `bare`: the least products the tangents need and the factorisations that were made, at this
+machine's rate in the same minutes, into memory at hand. Few tangents: one product with U for all
+sequences a step. All: with one H × H block (hidden) or two (full) a sequence and step; right after
+an elimination H rows of the frame make a triangle H × H, so that half of a product with H tangents
+is counted, and otherwise the whole of one with all of them. Cases are interleaved, the medians of
+the rounds are shown; textbook is timed over one step and full spectra on one thread over five
+sequences, and scaled to `B × T`, which is fair since every step and sequence costs the same.
 
     LYAPSWEEP_BENCH_ROUNDS=3 python tests/bench/run_all.py engine
 """
@@ -37,9 +37,8 @@ def cases():
     try:
         for state in ("full", "hidden"):
             yield from _compare(state, 16, sequences=SEQUENCES, steps=STEPS, slow_steps=1)
-            yield from _compare(
-                state, None, sequences=5 if THREADS == 1 else SEQUENCES, steps=STEPS, slow_steps=1
-            )
+            few = 5 if THREADS == 1 else SEQUENCES
+            yield from _compare(state, None, sequences=few, steps=STEPS, slow_steps=1)
     finally:
         torch.set_num_threads(threads)
 

@@ -4,8 +4,8 @@
 
 The law: under two minutes and 2 GB each on two cores. The sweep is made up (`made_sweep.py`) and
 written through the real store; `LYAPSWEEP_BENCH_TRIALS` asks for fewer trials, and
-`LYAPSWEEP_BENCH_STORE` names a store that holds the sweep `made-up` already. The published spectra
-are looked for in `$LYAPSWEEP_DATA` or `shared/data` beside the checkout. Leaves
+`LYAPSWEEP_BENCH_STORE` with `LYAPSWEEP_BENCH_NAME` names one that was written before. The published
+spectra are looked for in `$LYAPSWEEP_DATA` or `shared/data` beside the checkout. Leaves
 `results/report-cpu.md`.
 """
 
@@ -23,7 +23,7 @@ IS_LONG = True
 ROOT = Path(__file__).parents[2]
 RESULTS = Path(__file__).parent / "results" / "report-cpu.md"
 COMMAND = Path(sys.executable).with_name("lyapsweep")
-NAME = "made-up"
+NAME = os.environ.get("LYAPSWEEP_BENCH_NAME", "made-up")
 _PUBLISHED = ("vogt2022_public_spectra.parquet", "vogt2022_public_losses.parquet")
 
 
