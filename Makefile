@@ -13,7 +13,7 @@ READY := .venv/.ready-$(shell pwd -P | cksum | cut -d ' ' -f 1)
 UNFINISHED := .venv/.unfinished
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 
-.PHONY: help setup demo findings test lint bench bench-engine bench-sweep bench-report clean
+.PHONY: help setup demo findings test lint bench bench-engine bench-sweep bench-report bench-scale clean
 
 help: ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 16
@@ -65,14 +65,10 @@ findings: $(READY) ## the numbers and figures of docs/findings.md again, from it
 	@rm -rf $(FINDINGS) && $(BIN)/python docs/findings/kept.py unpack $(KEPT)
 	@for name in recall recall-fresh charlm planar; do \
 	  $(BIN)/lyapsweep report $$name $(KEPT) --out $(FINDINGS)/$$name || exit 1; \
-	  for table in planned increments predictors; do \
-	    cp $(FINDINGS)/$$name/tables/$$table.csv docs/findings/$$name/ || exit 1; \
-	  done; \
-	  cp $(FINDINGS)/$$name/figures/correlation_by_epoch.png docs/findings/$$name/ || exit 1; \
 	done
 	@LYAPSWEEP_STORE=folder:$(FINDINGS)/store $(BIN)/lyapsweep replay recall-fresh $(PRUNERS) \
 	  > docs/findings/replay.txt
-	@$(BIN)/python docs/findings/quoted.py $(KEPT)
+	@$(BIN)/python docs/findings/quoted.py $(KEPT) --reports $(FINDINGS)
 	@git --no-pager diff --stat -- docs/findings docs/findings.md || true
 
 test: $(READY) ## run the tests, except the slow proofs
@@ -95,6 +91,9 @@ bench-sweep: $(READY) ## whole sweeps beside Ray Tune and others (an hour; ARGS=
 
 bench-report: $(READY) ## a report over 10,000 trials, and over published spectra (half an hour, most of it writing)
 	@$(BIN)/python tests/bench/run_all.py report
+
+bench-scale: $(READY) ## sweeps of 1,000 and 10,000 trials beside their training (half an hour)
+	@$(BIN)/python tests/bench/run_all.py scale
 
 clean: ## remove .venv, caches and build products; sweeps and reports stay
 	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
