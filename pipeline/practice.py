@@ -37,7 +37,7 @@ _FIRST, _LATER, _EVALUATION, _READING = 0.1, 0.3, 0.15, 0.4
 # A reading is whole where it takes less than that share, or these seconds.
 _CHEAP = 1.0
 # Times that a part is measured, unless it is dear: the first loads and compiles.
-_TASTES, _DEAR = 2, 3.0
+_TASTES, _DEAR = 2, 10.0
 _GROWTH = 4
 
 
@@ -239,7 +239,7 @@ def _expected(cohort: Cohort, task: Task, most: float) -> float | None:
 
 
 def _seconds_of(cohort: Cohort, task: Task) -> float:
-    """Of a reading, warmed up unless it is dear."""
+    """Of a reading, the quickest of some: the first also loads and compiles what it needs."""
     population = build(cohort, task)
     (diagnostic,) = diagnostics_of(cohort, population.network, task)
     moment = Moment(0, 0, 0, tuple(range(len(population.numbers))))
