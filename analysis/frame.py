@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline import records, space
+from pipeline.compaction import all_records
 from pipeline.home import Home
 from pipeline.records import TrialHeader, TrialRecord
 from pipeline.space import Range
@@ -65,7 +66,7 @@ class SweepFrame:
         waiting = {} if home is None else {r.header.trial: r for r in unfinished(info, home)}
 
         def each() -> Iterator[TrialRecord]:
-            for record in store.records(name):
+            for record in all_records(store, name):
                 waiting.pop(record.header.trial, None)
                 yield record
             yield from waiting.values()

@@ -6,13 +6,14 @@ For machines without MLflow, for tests, and for handing a sweep on by copying it
 import errno
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
-from pipeline import records
+from pipeline import plain_file, records
 from pipeline.records import TrialRecord
 from pipeline.store import (
     Entry,
@@ -22,6 +23,8 @@ from pipeline.store import (
     StoreFullError,
     SweepInfo,
     TrialStart,
+    check_name,
+    info_of,
 )
 
 _P = ParamSpec("_P")
@@ -40,6 +43,10 @@ def _guarded(method: Callable[_P, _T]) -> Callable[_P, _T]:
 
     inner.__name__, inner.__doc__ = method.__name__, method.__doc__
     return inner
+
+
+_NUMBER = re.compile(r"[0-9]{5,10}")
+_UNFINISHED = ("running", "interrupted")
 
 
 class FolderStore:
@@ -71,15 +78,15 @@ class FolderStore:
 
     def sweep(self, name: str) -> SweepInfo:
         """Reads sweep.json."""
-        path = self.root / name / "sweep.json"
+        path = self.root / check_name(name) / "sweep.json"
         try:
-            return SweepInfo(**json.loads(path.read_text()))
+            return info_of(plain_file.json_of(path))
         except FileNotFoundError:
             names = [info.name for info in self.sweeps()]
             raise NoSuchSweepError(
                 f"no sweep {name!r} in {self.uri}; there are {', '.join(names) or 'none'}"
             ) from None
-        except (ValueError, TypeError) as error:
+        except (OSError, ValueError) as error:
             raise StoreError(f"{path}: not a sweep description ({error})") from error
 
     def sweeps(self) -> list[SweepInfo]:
@@ -103,7 +110,7 @@ class FolderStore:
         """Rewrites the marker."""
         marker = self._marker(name, number)
         if marker.exists():
-            content = json.loads(marker.read_text())
+            content = self._marked(marker)
             _write_json(marker, {**content, "state": "interrupted", "reason": reason})
 
     @_guarded
@@ -120,9 +127,12 @@ class FolderStore:
         """From the files and the markers; a file outranks a marker."""
         found: dict[int, str] = {}
         for marker in (self.root / name / "running").glob("*.json"):
-            found[int(marker.stem)] = json.loads(marker.read_text())["state"]
-        for record in self.records(name):
-            found[record.header.trial] = record.header.state
+            content = self._marked(marker)
+            found[content["number"]] = content["state"]
+        self.sweep(name)
+        for path in (self.root / name / "trials").glob("*.parquet"):
+            header = records.read_header(path)
+            found[header.trial] = header.state
         return dict(sorted(found.items()))
 
     def entries(self, name: str) -> list[Entry]:
@@ -130,17 +140,17 @@ class FolderStore:
         self.sweep(name)
         found = []
         for path in (self.root / name / "trials").glob("*.parquet"):
-            number = int(path.stem)
+            number = self._number(path)
             has_marker = self._marker(name, number).exists()
             try:
-                header = records.read(path).header
+                header = records.read_header(path)
                 uid, state = header.trial_uid, header.state
             except records.RecordError:
                 uid, state = f"{self.sweep(name).sweep_id}/{number}", "complete"
             found.append(Entry(number, uid, state, not has_marker, path.name))
         there = {entry.number for entry in found}
         for marker in (self.root / name / "running").glob("*.json"):
-            content = json.loads(marker.read_text())
+            content = self._marked(marker)
             if content["number"] not in there:
                 state = content["state"]
                 found.append(Entry(content["number"], content["uid"], state, True, marker.name))
@@ -157,6 +167,7 @@ class FolderStore:
         """All trials' files."""
         self.sweep(name)
         for path in sorted((self.root / name / "trials").glob("*.parquet")):
+            self._number(path)
             yield records.read(path)
 
     def record(self, name: str, number: int) -> TrialRecord:
@@ -184,7 +195,7 @@ class FolderStore:
         return sorted(
             path.relative_to(root).as_posix()
             for path in (root / folder).rglob("*")
-            if path.is_file() and path.parent != root and not ours & set(path.parents)
+            if path.is_file() and path.resolve().is_relative_to(root.resolve()) and path.parent != root and not ours & set(path.parents)
         )
 
     @_guarded
@@ -204,6 +215,22 @@ class FolderStore:
         if weights.exists():
             shutil.copyfile(weights, target.with_suffix(".safetensors"))
         return target
+
+    def _number(self, path: Path) -> int:
+        if not _NUMBER.fullmatch(path.stem):
+            raise StoreError(f"{path}: must be named by the number of a trial, as 00012")
+        return int(path.stem)
+
+    def _marked(self, marker: Path) -> dict[str, Any]:
+        """What a marker says. Raises StoreError."""
+        try:
+            content: dict[str, Any] = plain_file.json_of(marker)
+            number, state, uid = content["number"], content["state"], content["uid"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise StoreError(f"{marker}: not a marker of a trial ({error})") from error
+        if number != self._number(marker) or state not in _UNFINISHED or type(uid) is not str:
+            raise StoreError(f"{marker}: not a marker of trial {marker.stem}")
+        return content
 
     def _file(self, name: str, number: int) -> Path:
         return self.root / name / "trials" / f"{number:05d}.parquet"

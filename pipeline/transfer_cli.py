@@ -1,4 +1,4 @@
-"""The commands `lyapsweep export` and `import`. What is heavy is imported when they run."""
+"""The commands `lyapsweep export`, `import`, `compact`. What is heavy is imported when they run."""
 
 import sys
 from pathlib import Path
@@ -60,6 +60,24 @@ def import_(
         f"{parcel.info.name}: {new} trials imported"
         + (f", {there} were there already" if there else "")
         + f"; report: lyapsweep report {parcel.info.name}"
+    )
+
+
+def compact(
+    name: Annotated[str, typer.Argument(help="Name of a sweep.")], store: StoreOption = None
+) -> None:
+    """Put all records of a sweep into a few files beside its trials, for quick reading.
+
+    Nothing is removed. Trials that end later are read from their own files until it is done again.
+
+    Example: lyapsweep compact demo
+    """
+    from pipeline.compaction import compact as compacted
+    from pipeline.store import open_store
+
+    made = compacted(open_store(store), name, _show)
+    typer.echo(
+        f"{name}: {made.num_trials} trials in {made.num_files} files, {size(made.num_bytes)}"
     )
 
 
