@@ -23,6 +23,7 @@ from analysis import increment as inc
 from analysis.frame import EarlyView, SweepFrame
 from analysis.increment import Increment, baseline_errors, increment, normal_scores
 from analysis.mean_field import mean_field
+from analysis.parallel import each
 from analysis.statistics import error_gain, holm
 
 NUM_PERMUTATIONS = inc.NUM_PERMUTATIONS
@@ -52,33 +53,39 @@ def increments(frame: SweepFrame) -> pd.DataFrame:
     against_epoch, against (gain over the loss at that epoch, which the same compute would have
     bought, rounded up) with _low, _high, _p, against_problem.
     """
-    lines = []
-    for epoch in [e for e in frame.measured_epochs if e < frame.final_epoch]:
-        ahead = frame.target_at(epoch)
-        view = ft.early_view(frame, epoch)
-        if len(ahead) > inc.MAX_TRIALS:
-            drawn = np.random.default_rng(epoch).permutation(len(ahead))[: inc.MAX_TRIALS]
-            ahead = ahead.iloc[np.sort(drawn)]
-            view = view.only(ahead.index)
-        num_permutations, num_repeats = _effort(len(frame.target))
-        target = normal_scores(ahead)
-        table = ft.features(view)
-        base = baseline(view, target.index)
-        for group in GROUPS:
-            names = [n for n in map(str, table) if ft.FEATURES[n].group == group]
-            if not names:
-                continue
-            found = increment(
-                target, base.table, table[names], num_paired=base.num_paired,
-                num_permutations=num_permutations, num_folds=NUM_FOLDS, num_repeats=num_repeats,
-                seed=epoch, together=_together(frame, target.index),
-            )  # fmt: skip
-            against = _against(frame, epoch, group, target, found)
-            lines.append({"epoch": epoch, "group": group, **_line(found), **against})
+    epochs = [e for e in frame.measured_epochs if e < frame.final_epoch]
+    lines = [line for found in each(lambda e: _at(frame, e), epochs) for line in found]
     result = pd.DataFrame(lines)
     if len(result):
         result["p_holm"] = holm(result["p"].to_numpy(float))
     return result
+
+
+def _at(frame: SweepFrame, epoch: int) -> list[dict[str, object]]:
+    """The lines of one epoch."""
+    ahead = frame.target_at(epoch)
+    view = ft.early_view(frame, epoch)
+    if len(ahead) > inc.MAX_TRIALS:
+        drawn = np.random.default_rng(epoch).permutation(len(ahead))[: inc.MAX_TRIALS]
+        ahead = ahead.iloc[np.sort(drawn)]
+        view = view.only(ahead.index)
+    num_permutations, num_repeats = _effort(len(frame.target))
+    target = normal_scores(ahead)
+    table = ft.features(view)
+    base = baseline(view, target.index)
+    lines = []
+    for group in GROUPS:
+        names = [n for n in map(str, table) if ft.FEATURES[n].group == group]
+        if not names:
+            continue
+        found = increment(
+            target, base.table, table[names], num_paired=base.num_paired,
+            num_permutations=num_permutations, num_folds=NUM_FOLDS, num_repeats=num_repeats,
+            seed=epoch, together=_together(frame, target.index),
+        )  # fmt: skip
+        against = _against(frame, epoch, group, target, found)
+        lines.append({"epoch": epoch, "group": group, **_line(found), **against})
+    return lines
 
 
 def _effort(num_trials: int) -> tuple[int, int]:
