@@ -35,9 +35,12 @@ def cautions(frame: SweepFrame, table: pd.DataFrame, spectral: pd.DataFrame) -> 
         )
     lacks = max((*table["covariates_lack"], *table["covariates_with_loss_lack"]), key=len)
     if lacks:
+        *most, last = lacks.split(", ")
+        spelled_out = f"{', '.join(most)} and {last}" if most else last
         found.append(
-            f"{n} trials leave no room to hold fixed the {lacks} of settings and loss seen: where "
-            "the final loss depends on them in such a way, some of their influence is left in."
+            f"{n} trials leave no room to hold fixed the {spelled_out} of settings and loss seen, "
+            "that is, influences that bend or depend on one another: where there are such, some of "
+            "them is left in."
         )
     sampler = frame.info.config.get("sampler")
     name = sampler.get("name") if isinstance(sampler, dict) else sampler

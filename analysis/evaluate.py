@@ -57,7 +57,7 @@ class Comparison:
             that), coverage, problem.
         region_epoch: the last measured epoch in the first half of training.
         is_log: whether the target was the logarithm of the loss.
-        note: in words, which part of the trials this is of; "" for all of them.
+        note: in words, what was drawn or simplified because there are many; "" for nothing.
     """
 
     scores: pd.DataFrame
@@ -84,13 +84,47 @@ def compare(frame: SweepFrame) -> Comparison:
             if epoch == early[-1] and not predictor.is_costly:
                 regions += _regions(view, ahead, name, predictor)
     region_epoch = early[-1] if early else -1
-    note = ""
-    if len(target) > MANY:
-        note = (
-            f"Of {len(target):,} trials that ended, {MANY:,} were drawn by chance: predictors were "
-            "fitted on one half of them and judged on the other, once."
-        )
+    note = _note(max((len(frame.target_at(epoch)) for epoch in epochs), default=0))
     return Comparison(pd.DataFrame(scores), pd.DataFrame(regions), region_epoch, is_log, note)
+
+
+def _note(num: int) -> str:
+    """What is drawn or simplified where so many trials are there to foretell; "" for nothing."""
+    found = []
+    if num > MANY:
+        found.append(
+            f"Of {num:,} trials that ended, {MANY:,} were drawn by chance: predictors were fitted "
+            "on one half of them and judged on the other, once."
+        )
+    elif num == MANY:
+        found.append(
+            f"Predictors were fitted on one half of the {MANY:,} trials, drawn by chance, and "
+            "judged on the other, once."
+        )
+    halved = num >= MANY
+    limits: dict[int, set[str]] = {}
+    for predictor in variants().values():
+        folds = 2 if halved else _folds_of(predictor)[0]
+        most = predictor.most_fitted
+        if most is not None and most < min(num, MANY) * (folds - 1) // folds:
+            kind = type(predictor).__module__.rpartition(".")[2]
+            limits.setdefault(most, set()).add(kind.replace("_", " "))
+    for most, kinds in limits.items():
+        found.append(
+            f"{' and '.join(sorted(kinds)).capitalize()}: fitted on {most} of the trials there "
+            "are to fit on, drawn by chance."
+        )
+    if (MANY // 2 if halved else num) > _MOST_RESAMPLED:
+        found.append(
+            f"Intervals of rank correlations are Fisher’s; up to {_MOST_RESAMPLED} trials they "
+            "are bootstrapped."
+        )
+    return " ".join(found)
+
+
+def _folds_of(predictor: Predictor) -> tuple[int, int]:
+    """Folds, and how often they are drawn anew."""
+    return (min(_COSTLY_FOLDS, NUM_FOLDS), 1) if predictor.is_costly else (NUM_FOLDS, NUM_REPEATS)
 
 
 @lru_cache(maxsize=2)
@@ -121,6 +155,16 @@ def divergence_scores(frame: SweepFrame) -> pd.DataFrame:
             counts = {"num_diverged": int(case.sum()), "num_finite": int((~case).sum())}
             lines.append({"epoch": epoch, "groups": words, **counts, **found})
     return pd.DataFrame(lines)
+
+
+def divergence_note(frame: SweepFrame) -> str:
+    """Of which part of the trials `divergence_scores` speaks, in words; "" for all of them."""
+    table = divergence_scores(frame)
+    if table.empty or len(frame.trials) <= MANY:
+        return ""
+    if (table["num_diverged"] + table["num_finite"]).max() < MANY:
+        return ""
+    return f"Of more than {MANY:,} trials {MANY:,} were drawn by chance, anew at each epoch."
 
 
 _DIVERGENCE_GROUPS: dict[str, tuple[Group, ...]] = {
@@ -210,9 +254,7 @@ def _score(view: EarlyView, target: pd.Series, predictor: Predictor) -> dict[str
     if n < MIN_TRIALS or target.nunique() < 2:
         reason = f"{n} trials, {MIN_TRIALS} are needed" if n < MIN_TRIALS else "one final loss"
         return {"n": n, "problem": f"not computable: {reason}"}
-    folds, repeats = (
-        (min(_COSTLY_FOLDS, NUM_FOLDS), 1) if predictor.is_costly else (NUM_FOLDS, NUM_REPEATS)
-    )
+    folds, repeats = _folds_of(predictor)
     try:
         if n < MANY:
             means, sds, centres = cross_validate(

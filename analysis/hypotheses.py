@@ -17,7 +17,8 @@ from pydantic import TypeAdapter, ValidationError
 from analysis import features as ft
 from analysis.frame import TARGET
 from analysis.verdict import LEVEL, PLANNED
-from pipeline.faults import ConfigError
+from pipeline import yaml_text
+from pipeline.faults import ConfigError, clipped
 from pipeline.store import SweepInfo
 from tasks.base import Bounds, Config
 
@@ -95,12 +96,12 @@ class Plan(Config):
 
 def read_plan(path: Path) -> Plan:
     """A plan from a YAML file. Raises ConfigError: one line a fault."""
+    text = yaml_text.read(path)
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not valid YAML ({str(error).splitlines()[0]})") from error
+        tree = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, TypeError, KeyError, OverflowError) as error:
+        brief = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ConfigError(f"{path}: not valid YAML ({brief})") from error
     return plan_of(tree, str(path))
 
 
@@ -116,7 +117,9 @@ def plan_of(tree: Any, source: str) -> Plan:
         plan = TypeAdapter(Plan).validate_json(json.dumps(tree, allow_nan=False))
     except ValidationError as error:
         faults = [
-            f"{source} {'.'.join(map(str, f['loc']))}: {f['msg'].lower()}, got {f['input']!r}"
+            clipped(
+                f"{source} {'.'.join(map(str, f['loc']))}: {f['msg'].lower()}, got {f['input']!r}"
+            )
             for f in error.errors(include_url=False)
         ]
         raise ConfigError("\n".join(faults)) from error
@@ -124,7 +127,7 @@ def plan_of(tree: Any, source: str) -> Plan:
         raise ConfigError(f"{source}: holds a value that is not a plain one ({error})") from error
     faults = list(_faults(plan, source))
     if faults:
-        raise ConfigError("\n".join(faults))
+        raise ConfigError("\n".join(map(clipped, faults)))
     return plan
 
 

@@ -14,9 +14,11 @@ from scipy import stats
 
 from analysis import features as ft
 from analysis.frame import EarlyView
+from analysis.mean_field import mean_field
 from analysis.predictors.base import CannotPredictError
 
-Group = Literal["settings", "loss", "norms", "spectrum"]
+Group = Literal["settings", "theory", "loss", "norms", "spectrum"]
+"""`theory`: what mean-field theory says from the settings alone (`mean_field`)."""
 Foretell = Callable[[np.ndarray], np.ndarray]
 
 SETTING = "settings/"
@@ -29,11 +31,17 @@ _NUM_FOLDS = 3
 def table(view: EarlyView, groups: tuple[Group, ...]) -> pd.DataFrame:
     """The columns of the groups as measured, losses logged; settings' names begin `settings/`.
 
-    Raises CannotPredictError where a group has no column. "spectrum" includes FTLEs.
+    "spectrum" includes FTLEs. Raises CannotPredictError where nothing is known, no spectrum was
+    measured, or mean-field theory has no formula for these networks.
     """
     known, found = ft.features(view), []
     if "settings" in groups:
         found.append(ft.hyperparameters(view).add_prefix(SETTING))
+    if "theory" in groups:
+        theory = mean_field(view.params)
+        if theory.table.empty:
+            raise CannotPredictError(f"mean-field numbers: {theory.omitted}")
+        found.append(theory.table)
     if "loss" in groups:
         names = [n for n in map(str, known) if ft.FEATURES[n].group == "loss"]
         names.sort(key=lambda name: name != ft.LOSS_SEEN)

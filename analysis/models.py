@@ -25,6 +25,7 @@ from pydantic import TypeAdapter
 
 from analysis.forecaster import TENTH, Forecaster, ModelError, spelled
 from analysis.trial_table import TRIAL
+from pipeline import parquet_file, plain_file
 from tasks.base import Config
 
 FORMAT = 1
@@ -136,7 +137,7 @@ def _write(forecaster: Forecaster, data: Path) -> None:
 def _read(data: Path) -> Forecaster:
     path = data / _TRAINING
     try:
-        text = (data / _DESCRIPTION).read_bytes()
+        text = json.dumps(plain_file.json_of(data / _DESCRIPTION))
         number = int(json.loads(text)["format"])
         if number > FORMAT:
             raise ModelError(
@@ -144,13 +145,23 @@ def _read(data: Path) -> Forecaster:
                 "upgrade lyapsweep"
             )
         found = TypeAdapter(_Description).validate_json(text)
-        if hashlib.sha256(path.read_bytes()).hexdigest() != found.sha256:
+        with plain_file.opened(path) as source:
+            digest = hashlib.file_digest(source, "sha256").hexdigest()  # type: ignore[arg-type]
+        if digest != found.sha256:
             raise ModelError(
                 f"{path}: its sha256 is not the one in {_DESCRIPTION}; the file was changed or "
                 "cut short after it was saved"
             )
         with path.open("rb") as source:
-            table = pq.read_table(source).replace_schema_metadata(None).to_pandas()
+            stored = parquet_file.read(source).replace_schema_metadata(None)
+        odd = [field.name for field in stored.schema if not _is_ours(field.type)]
+        if odd:
+            raise ModelError(f"{path}: column {odd[0]} must hold numbers, text or lists of numbers")
+        table = stored.to_pandas()
+        if not len(table):
+            raise ModelError(f"{path}: holds no trial")
+        if len(set(table.columns)) < len(table.columns):
+            raise ModelError(f"{path}: columns must have distinct names")
         seen = table.set_index(TRIAL)
         outcome = seen.pop(_OUTCOME).astype(float)
         missing = {*found.sampled, f"val_loss@{found.epoch}"} - set(seen)
@@ -160,7 +171,7 @@ def _read(data: Path) -> Forecaster:
         raise ModelError(
             f"{error.filename}: no such file; a saved predictor has {_DESCRIPTION} and {_TRAINING}"
         ) from error
-    except (ValueError, KeyError, TypeError, pa.ArrowException) as error:
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, pa.ArrowException) as error:
         if isinstance(error, ModelError):
             raise
         brief = (str(error).splitlines() or [""])[0]
@@ -169,6 +180,13 @@ def _read(data: Path) -> Forecaster:
         found.sweep, found.epoch, found.predictor, found.config, found.sampled, seen, outcome,
         found.fixed,
     )  # fmt: skip
+
+
+def _is_ours(kind: pa.DataType) -> bool:
+    if pa.types.is_list(kind):
+        kind = kind.value_type
+    tests = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean, pa.types.is_string)
+    return any(test(kind) for test in tests)
 
 
 def _signature(forecaster: Forecaster) -> Any:

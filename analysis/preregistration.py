@@ -27,6 +27,8 @@ FORMAT = 1
 FOLDER, FILE = "preregistration", "preregistration.json"
 _ENDED = get_args(TrialState)
 _MOST_BYTES = 1_000_000
+# The year 9999, the last that dates can have.
+_END_OF_TIME_MS = 253_370_764_800_000
 
 
 class PreregistrationError(AnalysisError):
@@ -119,7 +121,15 @@ def preregistration_of(store: Store, name: str) -> Registration | None:
             )
         plan_tree = content.pop("plan")
         found = Registration(plan=plan_of(plan_tree, where), **content)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        _check_types(found)
+    except (
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        OverflowError,
+        RecursionError,
+    ) as error:
         if isinstance(error, PreregistrationError):
             raise
         raise PreregistrationError(f"{where}: not a registration ({error})") from error
@@ -130,6 +140,19 @@ def preregistration_of(store: Store, name: str) -> Registration | None:
             "it names is confirmatory"
         )
     return found
+
+
+def _check_types(found: Registration) -> None:
+    """Raises ValueError."""
+    kinds = {"num_ended": int, "num_trials": int, "time_ms": int, "is_after": bool}
+    for name in ("sha256", "sweep_id", "config_hash", *kinds):
+        value = getattr(found, name)
+        if type(value) is not kinds.get(name, str):
+            raise ValueError(f"{name} cannot be {str(value)[:80]!r}")
+    if not all(0 <= n < 2**53 for n in (found.num_ended, found.num_trials)):
+        raise ValueError("num_ended or num_trials is out of range")
+    if not 0 <= found.time_ms < _END_OF_TIME_MS:
+        raise ValueError(f"time_ms cannot be {found.time_ms}")
 
 
 def _attached(store: Store, name: str) -> str | None:

@@ -19,6 +19,7 @@ from analysis.comparison.summary import Summary
 from analysis.features import FEATURES
 from analysis.sections.base import TableView, interval, table_view
 from analysis.statistics import holm
+from analysis.verdict import Kind
 
 LIMIT = 0.01
 """The regret allowed, of those in the table of budgets, that the page shows."""
@@ -27,7 +28,7 @@ _ASKED = {
     "given_settings": "settings fixed",
     "given_settings_and_loss": "settings and loss fixed",
 }
-_KINDS = {
+KINDS: dict[Kind, str] = {
     "no_target": "no final loss to foretell",
     "no_spectrum": "no spectrum measured",
     "too_few": "too few trials",
@@ -67,7 +68,7 @@ def main_numbers(sweeps: Sequence[Summary], feature: str) -> pd.DataFrame:
 def main_view(table: pd.DataFrame, label: str, links: Sequence[str]) -> TableView | None:
     """The first table of the page: sweeps across, so that their numbers stand side by side."""
     asked: dict[str, Callable[[pd.Series], str]] = {
-        "Its own verdict": lambda line: _KINDS.get(line["verdict"], line["verdict"]),
+        "Its own verdict": lambda line: KINDS[line["verdict"]],
         "Trials with a final loss": lambda line: str(line["finished"]),
         "Seen": lambda line: str(line["moment"]),
         "ρ with the final loss": lambda line: interval(line, "spearman"),

@@ -26,6 +26,7 @@ from analysis.frame import SweepFrame
 from analysis.statistics import MIN_TRIALS
 
 _MAX_EPOCHS, _MAX_FEATURES = 3, 2
+MAX_DOTS = 2_000
 
 
 class FeatureAgainstLoss(Figure):
@@ -38,7 +39,8 @@ class FeatureAgainstLoss(Figure):
         "One dot a trial; the last row is the loss already seen, the thing to beat. Colour shows "
         "the sampled setting that the first feature goes with most. A slope across the whole "
         "cloud that vanishes or turns within dots of one colour is the setting's doing, not the "
-        "spectrum's. ρ is Spearman's over the dots shown."
+        "spectrum's. ρ is Spearman's over all trials; of more than 2,000, only 2,000 drawn "
+        "by chance are shown as dots."
     )
 
     def data(self, frame: SweepFrame) -> pd.DataFrame:
@@ -81,13 +83,15 @@ class FeatureAgainstLoss(Figure):
         picture = new_picture(1.6 + 2.75 * len(epochs), 0.6 + 2.45 * len(names))
         axes = picture.subplots(len(names), len(epochs), sharey=True, squeeze=False)
         colours = _colours(table["at"])
+        shown = _drawn(table["trial"].unique())
         for row, name in zip(axes, names, strict=True):
             for ax, epoch in zip(row, epochs, strict=True):
                 part = table[(table["feature"] == name) & (table["epoch"] == epoch)]
+                dots = part[part["trial"].isin(shown)]
                 ax.scatter(
-                    part["value"],
-                    part["target"],
-                    c=OKABE_ITO[0] if colours is None else colours.to_rgba(part["at"]),
+                    dots["value"],
+                    dots["target"],
+                    c=OKABE_ITO[0] if colours is None else colours.to_rgba(dots["at"]),
                     s=20,
                     alpha=0.85,
                     edgecolor="white",
@@ -118,6 +122,13 @@ def _setting(frame: SweepFrame, feature: str) -> str | None:
         subset=["value"]
     )
     return None if table.empty else str(strongest(table, "value")["setting"])
+
+
+def _drawn(trials: np.ndarray) -> np.ndarray:
+    """All of them, or `MAX_DOTS` drawn by chance."""
+    if len(trials) <= MAX_DOTS:
+        return trials
+    return np.random.default_rng(0).permutation(trials)[:MAX_DOTS]
 
 
 def _colours(values: pd.Series) -> ScalarMappable | None:

@@ -46,15 +46,22 @@ class Predictor(ABC):
 
     `variants` are the settings under which the report compares this predictor, by the words
     the report uses for them. `is_costly` where one fit takes more than some hundredths of a second:
-    such a predictor is cross-validated in fewer folds.
+    such a predictor is cross-validated in fewer folds. `most_fitted`: of more trials it takes so
+    many, drawn by chance, or a part of it does; None where it takes all.
     """
 
     is_costly: ClassVar[bool] = False
+    most_fitted: ClassVar[int | None] = None
     Config: ClassVar[type[PredictorConfig]]
     variants: ClassVar[Mapping[str, PredictorConfig]]
 
     def __init__(self, config: Any) -> None:
         self.config = config
+
+    @property
+    def sees_spectrum(self) -> bool:
+        """Whether the spectrum or FTLEs are among what it may use."""
+        return "spectrum" in getattr(self.config, "groups", ())
 
     @abstractmethod
     def fit(self, view: EarlyView, target: pd.Series) -> Self:

@@ -14,7 +14,7 @@ from analysis import inputs
 from analysis.frame import EarlyView
 from analysis.predictors.base import CannotPredictError, Prediction, Predictor, PredictorConfig
 from analysis.predictors.curve_law import CurveLaw
-from analysis.predictors.gaussian_process import GaussianProcess
+from analysis.predictors.gaussian_process import MAX_TRIALS, GaussianProcess
 from analysis.predictors.loss_spline import LossSpline
 from analysis.predictors.ridge import Ridge
 
@@ -25,6 +25,7 @@ class Ensemble(Predictor):
     """The mean of a spline, a law of the curve, a ridge regression and a Gaussian process."""
 
     is_costly = True
+    most_fitted = MAX_TRIALS
 
     @dataclass(frozen=True, kw_only=True)
     class Config(PredictorConfig):

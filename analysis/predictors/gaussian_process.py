@@ -25,6 +25,7 @@ class GaussianProcess(Predictor):
     """Smooth main effects and pairs of settings and loss, noise by leave-one-out."""
 
     is_costly = True
+    most_fitted = MAX_TRIALS
 
     @dataclass(frozen=True, kw_only=True)
     class Config(PredictorConfig):

@@ -43,6 +43,11 @@ class LatentSpectrum(Predictor):
         "settings + loss seen + latent spectrum (autoencoder)": Config(squeeze="autoencoder"),
     }
 
+    @property
+    def sees_spectrum(self) -> bool:
+        """Always: that is what is squeezed."""
+        return True
+
     def fit(self, view: EarlyView, target: pd.Series) -> Self:
         """Squeezes the spectra of these trials, then regresses."""
         spectra = _spectra(view).reindex(target.index)

@@ -1,8 +1,8 @@
 """Ridge regression on groups of features, its penalty chosen by leave-one-out inside the fit.
 
-The settings enter with squares and products, the losses with squares and cubes: a linear
-baseline would flatter the spectrum (Hoerl & Kennard 1970 for ridge; Golub, Heath & Wahba 1979
-for the closed form of leave-one-out).
+The settings enter with squares and products, mean-field numbers with squares, the losses with
+squares and cubes: a linear baseline would flatter the spectrum (Hoerl & Kennard 1970 for ridge;
+Golub, Heath & Wahba 1979 for the closed form of leave-one-out).
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from analysis import features as ft
-from analysis import inputs
+from analysis import inputs, mean_field
 from analysis.frame import EarlyView
 from analysis.predictors.base import CannotPredictError, Prediction, Predictor, PredictorConfig
 
@@ -25,12 +25,16 @@ class Ridge(Predictor):
 
     @dataclass(frozen=True, kw_only=True)
     class Config(PredictorConfig):
-        """groups: what may be used: settings, loss, norms, spectrum (FTLEs count as spectrum)."""
+        """groups: what may be used: settings, theory (mean-field numbers), loss, norms, spectrum.
+
+        FTLEs count as spectrum.
+        """
 
         groups: tuple[inputs.Group, ...] = ("settings", "loss", "spectrum")
 
     variants: ClassVar = {
         "settings": Config(groups=("settings",)),
+        "settings + mean-field numbers": Config(groups=("settings", "theory")),
         "settings + loss seen": Config(groups=("settings", "loss")),
         "settings + loss seen + norms": Config(groups=("settings", "loss", "norms")),
         "settings + loss seen + spectrum": Config(groups=("settings", "loss", "spectrum")),
@@ -100,7 +104,7 @@ def _two_values(columns: np.ndarray) -> list[bool]:
 
 
 def _degree(name: str) -> int:
-    if name.startswith(inputs.SETTING):
+    if name.startswith(inputs.SETTING) or name in mean_field.LABELS:
         return 2
     return 3 if ft.FEATURES[name].group == "loss" else 1
 

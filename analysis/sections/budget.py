@@ -19,8 +19,9 @@ _BODY = """\
 <p>The sweep played again as if a pruner had watched: the share of its epochs that would have been
 saved where the mean regret stays within a limit, and what remains of that once the measurements are
 paid for. Regret is a share of the spread of final losses. The strength of each pruner is chosen on
-half of the orders of trials and judged on the other; the range is that of the orders, not of other
-sweeps. <code>lyapsweep replay {{ name }}</code> shows the whole trade-off.</p>
+half of the orders of trials and judged on the other; brackets are the range over orders: other
+sweeps may differ by more. <code>lyapsweep replay {{ name }}</code> takes more orders
+and shows the whole trade-off.</p>
 {% if problem %}
 <p class="empty">{{ problem }}</p>
 {% endif %}
@@ -38,10 +39,11 @@ def _saved(frame: SweepFrame) -> tuple[pd.DataFrame, str]:
 
 def _content(frame: SweepFrame) -> dict[str, Any]:
     found, problem = _saved(frame)
-    return {"name": frame.info.name, "problem": problem, "saved": _view(found)}
+    view = _view(found, len(frame.headers))
+    return {"name": frame.info.name, "problem": problem, "saved": view}
 
 
-def _view(found: pd.DataFrame) -> TableView | None:
+def _view(found: pd.DataFrame, num_trials: int) -> TableView | None:
     rows = [
         [
             line["pruner"],
@@ -55,7 +57,11 @@ def _view(found: pd.DataFrame) -> TableView | None:
     ]
     note = ""
     if len(found):
-        note = f"{words.count(int(found['trials'].iloc[0]), 'trial')} in {ORDERS} orders"
+        num = int(found["trials"].iloc[0])
+        played = words.count(num, "trial")
+        if num < num_trials:
+            played = f"The first {num} of {num_trials:,} trials"
+        note = f"{played}, played in {ORDERS} random orders: the brackets span no more than these."
     return table_view(
         "Budget saved",
         ("Pruner", "Regret allowed", "Epochs saved", "Measuring paid", "Regret", "Settings chosen"),

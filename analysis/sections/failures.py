@@ -8,7 +8,7 @@ import pandas as pd
 
 from analysis import words
 from analysis.correlations import divergence, early_epochs
-from analysis.evaluate import divergence_scores
+from analysis.evaluate import divergence_note, divergence_scores
 from analysis.figures.base import when
 from analysis.frame import SweepFrame
 from analysis.sections.base import MAX_TRIALS_SHOWN, Section, TableView, setting, table_view
@@ -34,6 +34,9 @@ def _casualties(frame: SweepFrame) -> TableView | None:
         rows,
         (True, False, True, False, False),
         file="trials",
+        note=f"{len(lost) - len(rows):,} more are in tables/trials.csv."
+        if len(lost) > len(rows)
+        else "",
     )
 
 
@@ -58,11 +61,18 @@ def _foretelling(frame: SweepFrame) -> TableView | None:
         "Later divergence foretold in held-out trials",
         by=("From", "groups"),
         file="divergence_foretold",
+        note=divergence_note(frame),
     )
 
 
 def _areas(
-    frame: SweepFrame, table: pd.DataFrame, caption: str, *, by: tuple[str, str], file: str
+    frame: SweepFrame,
+    table: pd.DataFrame,
+    caption: str,
+    *,
+    by: tuple[str, str],
+    file: str,
+    note: str = "",
 ) -> TableView | None:
     """The early AUCs of a table, `by` heading and column; with p where they were tested."""
     known = table.dropna(subset=["auc"]) if len(table) else table
@@ -82,7 +92,7 @@ def _areas(
     ]
     columns = ("When", heading, "Diverged / finite", "AUC", *(["p (Holm)"] if is_tested else []))
     numeric = (False, False, *[True] * (len(columns) - 2))
-    return table_view(caption, columns, rows, numeric, file=file)
+    return table_view(caption, columns, rows, numeric, file=file, note=note if rows else "")
 
 
 def _content(frame: SweepFrame) -> dict[str, Any]:

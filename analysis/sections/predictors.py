@@ -5,14 +5,83 @@ from typing import Any
 
 import pandas as pd
 
-from analysis import words
+from analysis import evaluate, words
 from analysis.evaluate import NUM_FOLDS, NUM_REPEATS, compare
 from analysis.evidence import increments, note
-from analysis.figures.base import when
+from analysis.figures.base import spread_out, when
 from analysis.frame import SweepFrame
 from analysis.multiplicity import discoveries
 from analysis.sections.base import Section, TableView, interval, table_view
 from analysis.verdict import refusal
+
+SHOWN = (
+    "settings",
+    "settings + mean-field numbers",
+    "loss seen",
+    "spectrum",
+    "ensemble without spectrum",
+    "ensemble with spectrum",
+)
+"""The predictors shown at first sight, the same in all sweeps: hyperparameters only, loss seen
+only, spectrum only, and a pair that differs in the spectrum alone. All others are folded."""
+_MOST_EPOCHS = 6
+
+
+def _scores(frame: SweepFrame) -> pd.DataFrame:
+    """The scores that could be computed, empty where there are none."""
+    if refusal(frame) is not None or not len(frame.target):
+        return pd.DataFrame()
+    scores = compare(frame).scores
+    if scores.empty or "rmse" not in scores:
+        return pd.DataFrame()
+    return scores[scores["problem"] == ""]
+
+
+def _chosen(frame: SweepFrame) -> TableView | None:
+    """Errors of the few in `SHOWN`, a column an epoch."""
+    scores = _scores(frame)
+    if scores.empty:
+        return None
+    epochs = spread_out(sorted(scores["epoch"].unique().tolist()), _MOST_EPOCHS)
+    known = {
+        (str(line["predictor"]), int(line["epoch"])): f"{words.significant(line['rmse'], 3)} "
+        f"({words.number(line['spearman'], sign=True)})"
+        for _, line in scores.iterrows()
+    }
+    rows = [
+        [name, *(known.get((name, epoch), "–") for epoch in epochs)]
+        for name in SHOWN
+        if name in set(scores["predictor"])
+    ]
+    return table_view(
+        "Typical error in held-out trials (rank correlation of foretold and true loss)",
+        ("Foretold from", *(when(e).capitalize() for e in epochs)),
+        rows,
+        (False, *[True] * len(epochs)),
+        file="predictors",
+        note=" ".join(filter(None, [_best(frame, scores), compare(frame).note])),
+    )
+
+
+def _best(frame: SweepFrame, scores: pd.DataFrame) -> str:
+    """The smallest errors without and with the spectrum, at the moment fixed beforehand."""
+    epoch = compare(frame).region_epoch
+    here = scores[scores["epoch"] == epoch]
+    sees = {name: predictor.sees_spectrum for name, predictor in evaluate.variants().items()}
+    is_with = here["predictor"].map(lambda name: sees.get(name, False)).astype(bool)
+    parts = []
+    for part, spelled in ((here[~is_with], "without the spectrum"), (here[is_with], "with it")):
+        if part.empty:
+            return ""
+        best = part.sort_values("rmse").iloc[0]
+        parts.append(
+            f"{words.significant(best['rmse'], 3)} {spelled} ({best['predictor']}; the best of "
+            f"{len(part)})"
+        )
+    return (
+        f"Of all predictors the smallest error {when(epoch)}, the last measurement in the first "
+        f"half of training, is {' and '.join(parts)}. The best of several looks better than it is."
+    )
 
 
 def _predictors(frame: SweepFrame) -> TableView | None:
@@ -22,9 +91,7 @@ def _predictors(frame: SweepFrame) -> TableView | None:
     if scores.empty or "rmse" not in scores:
         return None
     rows = []
-    for _, line in scores.iterrows():
-        if line["problem"]:
-            continue
+    for _, line in _scores(frame).iterrows():
         rows.append(
             [
                 when(int(line["epoch"])),
@@ -40,7 +107,6 @@ def _predictors(frame: SweepFrame) -> TableView | None:
                 words.percent(line["coverage"]),
             ]
         )
-    problems = sorted({str(p) for p in scores["problem"] if p})
     return table_view(
         "Held-out trials foretold",
         (
@@ -51,8 +117,15 @@ def _predictors(frame: SweepFrame) -> TableView | None:
         rows,
         (False, False, *[True] * 9),
         file="predictors",
-        note=" ".join(filter(None, [compare(frame).note, "; ".join(problems)])),
+        note=_missing(scores),
     )  # fmt: skip
+
+
+def _missing(table: pd.DataFrame, start: str = "") -> str:
+    """Why lines are missing, in one sentence; "" where none is."""
+    found = {str(p).removeprefix("not computable: ") for p in table.get("problem", ()) if p}
+    start = start or "Lines are missing for this"
+    return f"{start}: {'; '.join(sorted(found))}." if found else ""
 
 
 def _regions(frame: SweepFrame) -> TableView | None:
@@ -115,7 +188,6 @@ def _increments(frame: SweepFrame) -> TableView | None:
                 against,
             ]
         )
-    problems = sorted({str(p) for p in tested["problem"] if p}) if len(tested) else []
     return table_view(
         "What the spectrum takes off the error",
         (
@@ -126,7 +198,7 @@ def _increments(frame: SweepFrame) -> TableView | None:
         rows,
         (False, False, *[True] * 9, False),
         file="increments",
-        note=" ".join(filter(None, [note(frame), "; ".join(problems)])),
+        note=" ".join(filter(None, [note(frame), _missing(tested, "" if rows else "Not tested")])),
     )  # fmt: skip
 
 
@@ -150,10 +222,11 @@ def _content(frame: SweepFrame) -> dict[str, Any]:
     return {
         "refused": "" if refused is None else refused.headline,
         "increments": _increments(frame),
+        "chosen": _chosen(frame),
         "predictors": _predictors(frame),
         "regions": _regions(frame),
         "num_folds": NUM_FOLDS,
-        "num_repeats": NUM_REPEATS,
+        "num_repeats": {1: "once", 2: "twice"}.get(NUM_REPEATS, f"{NUM_REPEATS} times"),
         "is_log": compare(frame).is_log if refused is None else True,
     }
 
@@ -171,18 +244,25 @@ def _tables(frame: SweepFrame) -> dict[str, pd.DataFrame]:
 
 _BODY = """\
 {% if predictors and predictors.rows %}
-<p>First the question that matters: does a group of features foretell anything that settings, loss so
-far and norms do not? Those may act in any smooth way, alone and in pairs; a stiffer baseline would
-flatter the spectrum. The gain is how much smaller the error of held-out trials is with the group, in
-normal scores of the final loss; its p value is of a permutation test that keeps whatever the baseline
-explains of the group. “Determined” says how much of the group the baseline explains; “share found”
-how much of what the baseline leaves the group would have to explain to be found four times in five.</p>
+<p>First the question that matters: does a group of features (those of the spectrum, or of the
+finite-time exponents, FTLEs) foretell anything that settings, loss so far and the norms of gradients
+and weights do not? These, the baseline, may act in any smooth way, alone and in pairs; a stiffer one
+would flatter the spectrum. The gain is how much smaller the error in trials not fitted on is with the
+group (final losses by rank, on a normal scale); its p value says how often a shuffled group, which
+keeps whatever the baseline explains of it, does as well. “Determined” says how much of the group the
+baseline explains; “share found” how much of what the baseline leaves open the group would have to
+explain to be found four times in five.</p>
 {{ table(increments) }}
-<p>Then all predictors, each fitted on part of the trials to foretell the rest ({{ num_folds }}-fold
-cross-validation, {{ num_repeats }} times; 5-fold, once, for those that take long to fit). Errors are of
-the {{ "logarithm of the loss" if is_log else "loss" }}. “Best tenth found” is the share of the truly best
-among as many foretold best; regret is how much worse than the best trial the best of those kept ends.</p>
-<details open><summary>All predictors</summary>
+<p>Then what predictors make of it, each fitted on part of the trials to foretell the rest ({{ num_folds }}-fold
+cross-validation, {{ num_repeats }}; 5-fold, once, for those that take long to fit). The few
+below are the same in every report, chosen before any result was seen; the two ensembles (a spline, a
+law of the curve, a ridge regression and a Gaussian process, averaged) differ in the spectrum alone.
+Errors are root mean squares{{ " of the logarithm of the loss: 0.1 is about a tenth off, 0.7 a factor of two" if is_log else " of the loss" }}.</p>
+{{ table(chosen) }}
+<details><summary>All predictors, with intervals</summary>
+<p>“Best tenth found” is the share of the truly best among as many foretold best; regret is how much
+worse than the best trial the best of those kept ends; NLL is how surprised a forecast is by what
+came, on average: lower is better.</p>
 {{ table(predictors) }}
 </details>
 {% if regions %}

@@ -3,6 +3,7 @@ import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pandas as pd
@@ -20,6 +21,7 @@ from analysis.comparison.summary import Summary, summary
 from analysis.frame import AnalysisError, SweepFrame
 from analysis.sections import budget
 from analysis.statistics import fisher_interval
+from analysis.verdict import Kind
 from pipeline.folder_store import FolderStore
 from pipeline.store import NoSuchSweepError, SweepInfo
 from tests.analysis import synthetic
@@ -190,6 +192,11 @@ def test_losses_of_different_kinds_and_one_origin_are_said() -> None:
     assert "one origin" not in said
     twin = dataclasses.replace(one, name="twin")
     assert "one and twin are of one origin" in " ".join(findings([one, twin]).cautions)
+
+
+def test_every_verdict_has_its_words() -> None:
+    assert set(tables.KINDS) == set(get_args(Kind))
+    assert all(words and "_" not in words for words in tables.KINDS.values())
 
 
 def test_only_what_differs_is_listed(three: list[Summary]) -> None:

@@ -13,6 +13,7 @@ from analysis.predictors.ridge import Ridge, _two_values
 from analysis.smoothing import Smoother
 from analysis.statistics import separation
 from tests.analysis import synthetic
+from tests.analysis.conftest import all_variants
 
 
 @pytest.fixture
@@ -28,14 +29,45 @@ def test_predictors_are_compared_on_a_draw_and_that_is_said(
     monkeypatch.setattr(evaluate, "MANY", 60)
     compared = evaluate.compare.__wrapped__(frame)
     assert compared.note.startswith("Of 82 trials that ended, 60 were drawn")
-    assert set(compared.scores["n"]) == {30}
     known = compared.scores[compared.scores["problem"] == ""].set_index(["epoch", "predictor"])
+    assert set(known["n"]) == {30}
     # One split of 60 finds what cross-validation of all finds: the spectrum shows the trait.
     assert known.loc[(2, "settings + loss seen + spectrum"), "spearman"] > 0.5
     again = evaluate.compare.__wrapped__(frame)
     pd.testing.assert_frame_equal(compared.scores, again.scores)
     divergent = evaluate.divergence_scores.__wrapped__(frame)
     assert (divergent["num_diverged"] + divergent["num_finite"] <= 60).all()
+
+
+@pytest.mark.parametrize(
+    ("num", "said", "unsaid"),
+    [
+        (320, [], ["drawn", "Fisher"]),
+        (400, ["256"], ["Fisher"]),
+        (401, ["Fisher", "256"], ["of the 1,000"]),
+        (999, ["Fisher", "256"], ["one half"]),
+        (1_000, ["one half of the 1,000 trials", "256", "Fisher"], ["Of 1,000"]),
+        (9_000, ["Of 9,000 trials", "1,000 were drawn", "one half", "256", "Fisher"], []),
+    ],
+)
+def test_all_that_is_drawn_or_simplified_is_said(
+    num: int, said: list[str], unsaid: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluate, "variants", all_variants)
+    monkeypatch.setattr(evaluate, "NUM_FOLDS", 10)
+    note = evaluate._note(num)
+    assert all(words in note for words in said), note
+    assert not any(words in note for words in unsaid), note
+    if "256" in note:
+        assert "Ensemble and gaussian process" in note
+
+
+def test_a_draw_of_divergences_is_said(frame: SweepFrame, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert evaluate.divergence_note(frame) == ""
+    monkeypatch.setattr(evaluate, "MANY", 60)
+    evaluate.divergence_scores.cache_clear()
+    assert evaluate.divergence_note(frame).startswith("Of more than 60 trials 60 were drawn")
+    evaluate.divergence_scores.cache_clear()
 
 
 def test_no_trial_is_judged_by_a_predictor_that_saw_its_end(frame: SweepFrame) -> None:

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 from matplotlib.image import imread
 
-from analysis.figures import base
+from analysis.figures import base, feature_against_loss
 from analysis.figures.base import Figure, spread_out
 from analysis.frame import SweepFrame
 from pipeline import catalog
@@ -75,3 +75,18 @@ def test_infinite_exponents_do_not_spoil_the_picture(frames: dict[str, SweepFram
 def test_spread_out_keeps_the_ends() -> None:
     assert spread_out([0, 1, 2, 4, 6, 9], 3) == [0, 4, 9]
     assert spread_out([3], 4) == [3]
+
+
+def test_of_many_trials_some_dots_are_drawn_and_rho_is_of_all(
+    frames: dict[str, SweepFrame], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = figure("feature_against_loss")
+    table = made.data(frames["planted"])
+    assert f"of more than {feature_against_loss.MAX_DOTS:,}" in made.caption
+    drawn = []
+    for most in (feature_against_loss.MAX_DOTS, 20):
+        monkeypatch.setattr(feature_against_loss, "MAX_DOTS", most)
+        ax = made.draw(table).axes[0]
+        drawn.append((len(ax.collections[0].get_offsets()), ax.get_title()))
+    assert drawn == [(len(frames["planted"].target), drawn[0][1]), (20, drawn[0][1])]
+    assert "ρ" in drawn[0][1]

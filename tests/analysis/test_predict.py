@@ -348,6 +348,7 @@ def test_command_says_what_is_still_in_training(app: typer.Typer, tmp_path: Path
     from pipeline.store import TrialStart
 
     store: FolderStore = synthetic.stored(tmp_path, synthetic.sweep("planted", 30))
+    store.set_state("made-up", "running")
     store.begin_trial("made-up", TrialStart(30, "0123abcd/30", 1, {}, (), 0))
     done = CliRunner().invoke(app, ["made-up", "--at", str(AT), "--store", store.uri])
     assert "1 trial is in training" in done.stderr

@@ -1,9 +1,11 @@
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
 from sklearn.linear_model import RidgeCV
 
-from analysis import evaluate
+from analysis import evaluate, inputs
 from analysis import features as ft
 from analysis.frame import SweepFrame
 from analysis.predictors import ridge
@@ -11,13 +13,26 @@ from analysis.predictors.base import CannotPredictError, Predictor, PredictorCon
 from analysis.predictors.last_seen_loss import LastSeenLoss
 from analysis.predictors.ridge import Ridge
 from pipeline import catalog
+from pipeline.records import TrialRecord
 from tests.analysis import synthetic
+from tests.analysis.conftest import all_variants
 
 VARIANTS = [
     (name, words)
     for name in catalog.entries("predictors")
     for words in catalog.load("predictors", name).variants
 ]
+
+
+def trials_for(words: str, n: int, effect: synthetic.Effect = "planted") -> list[TrialRecord]:
+    """Trials that this predictor can treat: mean-field theory has a formula for plain RNNs."""
+    trials = synthetic.sweep(effect, n)
+    if "mean-field" not in words:
+        return trials
+    return [
+        TrialRecord(replace(t.header, params={**t.header.params, "network.name": "rnn"}), t.table)
+        for t in trials
+    ]
 
 
 def predictor_of(name: str, words: str) -> Predictor:
@@ -29,7 +44,10 @@ def predictor_of(name: str, words: str) -> Predictor:
 def test_conformance(name: str, words: str, frames: dict[str, SweepFrame]) -> None:
     kind = catalog.load("predictors", name)
     assert issubclass(kind.Config, PredictorConfig)
-    view, target = frames["planted"].early_view(4), np.log(frames["planted"].target)
+    frame = frames["planted"]
+    if "mean-field" in words:
+        frame = SweepFrame.from_records(synthetic.info(), trials_for(words, 60))
+    view, target = frame.early_view(4), np.log(frame.target)
     train, held_out = target.iloc[:40], target.index[40:]
     predictor = predictor_of(name, words).fit(view, train)
     prediction = predictor.predict(view, held_out)
@@ -42,7 +60,7 @@ def test_conformance(name: str, words: str, frames: dict[str, SweepFrame]) -> No
 
 @pytest.mark.parametrize(("name", "words"), VARIANTS)
 def test_the_future_is_invisible(name: str, words: str) -> None:
-    trials = synthetic.sweep("planted", 24)
+    trials = trials_for(words, 24)
     frame = SweepFrame.from_records(synthetic.info(), trials)
     other = SweepFrame.from_records(synthetic.info(), synthetic.scrambled(trials, after=4))
     train, held_out = np.log(frame.target).iloc[:16], frame.target.index[16:]
@@ -56,7 +74,7 @@ def test_the_future_is_invisible(name: str, words: str) -> None:
 
 @pytest.mark.parametrize(("name", "words"), VARIANTS)
 def test_held_out_trials_do_not_shape_the_fit(name: str, words: str) -> None:
-    trials = synthetic.sweep("planted", 24)
+    trials = trials_for(words, 24)
     whole = SweepFrame.from_records(synthetic.info(), trials)
     part = SweepFrame.from_records(synthetic.info(), trials[:18])
     train = np.log(whole.target).iloc[:16]
@@ -133,8 +151,33 @@ def test_folds_partition_the_trials_and_hide_their_targets(frames: dict[str, Swe
     assert centres.std() > 0
 
 
+def test_mean_field_numbers_are_there_where_theory_has_a_formula(
+    frames: dict[str, SweepFrame],
+) -> None:
+    config = Ridge.variants["settings + mean-field numbers"]
+    target = np.log(frames["null"].target)
+    with pytest.raises(CannotPredictError, match="mean-field numbers: no formula for lstm"):
+        Ridge(config).fit(frames["null"].early_view(1), target)
+    frame = SweepFrame.from_records(synthetic.info(), trials_for("mean-field", 24))
+    explained = Ridge(config).fit(frame.early_view(1), np.log(frame.target)).explain()
+    assert {"meanfield.log_chi", "meanfield.log_chi^2"} <= set(explained["term"])
+    # They are the settings in other words: none is a measurement.
+    first, last = (inputs.table(frame.early_view(e), config.groups) for e in (0, 6))
+    pd.testing.assert_frame_equal(first, last)
+
+
+def test_who_sees_the_spectrum_is_said_by_its_name() -> None:
+    for words, predictor in all_variants().items():
+        is_named = "spectrum" in words and "without" not in words
+        assert predictor.sees_spectrum is is_named, words
+
+
 def test_comparison_flatters_no_predictor(frames: dict[str, SweepFrame]) -> None:
-    scores = evaluate.compare(frames["null"]).scores.set_index(["epoch", "predictor"])
+    scores = evaluate.compare(frames["null"]).scores
+    assert set(scores.loc[scores["problem"] != "", "predictor"]) == {
+        "settings + mean-field numbers"  # there is no formula for an LSTM
+    }
+    scores = scores[scores["problem"] == ""].set_index(["epoch", "predictor"])
     for words in ("settings", "settings + loss seen + spectrum"):
         assert scores.loc[(1, words), "spearman_low"] < 0.1
         assert scores.loc[(1, words), "regret_10"] >= scores.loc[(1, words), "regret_25"] >= 0

@@ -262,3 +262,60 @@ def test_divergence_is_foretold_only_by_what_separates(
     monkeypatch.setattr(cautions, "divergence", lambda _: table)
     (sentence,) = cautions.about_divergence(frames["planted"])
     assert words in sentence
+
+
+def test_a_hint_says_in_its_headline_how_often_nothing_gives_one(
+    frames: dict[str, SweepFrame],
+) -> None:
+    frame = frames["planted"]
+    row = correlations(frame).iloc[0].copy()
+    row["covariates_with_loss_lack"] = "cubes, products"
+    row["given_settings_and_loss_p_holm"] = 0.01
+    headline = vd._headline("hint", row, 32, pd.DataFrame())
+    assert "of sweeps whose spectrum tells nothing, up to one in ten looks like this" in headline
+    by_rank = row.copy()
+    by_rank["given_settings_and_loss_p_holm"] = 0.01
+    not_by_rank = by_rank.copy()
+    not_by_rank["given_settings_and_loss_p_holm"] = 0.9
+    for line, is_tested, why in (
+        (by_rank, True, "prediction does not get better"),
+        (by_rank, False, "could not be asked"),
+        (not_by_rank, True, "no single feature passes"),
+    ):
+        first, second = vd._of_a_hint(line, is_tested=is_tested)
+        assert why in first
+        assert "under another seed" in second
+
+
+@pytest.mark.parametrize(
+    ("lack", "gain", "kind"),
+    [
+        ("cubes, products", -0.1, "hint"),
+        ("cubes, products", 0.1, "adds"),
+        ("squares, cubes, products", -0.1, "too_few"),
+        ("squares, cubes, products", 0.1, "hint"),
+    ],
+)
+def test_a_correlation_that_holds_no_curve_fixed_is_no_witness(
+    lack: str, gain: float, kind: str
+) -> None:
+    spectral = lines_of(
+        label=["λ₁"], given_settings_and_loss=[0.8], given_settings_and_loss_p=[1e-5],
+        given_settings_and_loss_p_holm=[1e-3], covariates_with_loss_lack=[lack], epoch=[1],
+    )  # fmt: skip
+    gains = pd.DataFrame({"gain": [gain], "p_holm": [0.01 if gain > 0 else 0.6]})
+    decided, row = vd._decide(spectral, gains)
+    assert decided == kind
+    assert row is not None
+    headline = vd._headline(decided, row, 24, pd.DataFrame())
+    assert ("one in ten" in headline) is (kind == "hint")
+    assert ("24 trials are too few to say" in headline) is (kind == "too_few")
+
+
+def test_what_was_not_tested_is_not_said_to_have_failed() -> None:
+    found = vd.verdict(frame_of(synthetic.sweep("planted", 24)))
+    assert any("was not tested: 24 trials, 30 are needed" in line for line in found.evidence)
+    assert not any("does not get better" in line for line in found.evidence)
+    # Three settings leave no room for squares among 24 trials.
+    assert found.evidence[1].count("; straight effects held fixed only)") == 2
+    assert any("squares, cubes and products of settings" in c for c in found.cautions)

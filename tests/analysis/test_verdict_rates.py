@@ -20,7 +20,8 @@ def kinds(effect: synthetic.Effect, n: int, num_sweeps: int, seed: int = 0) -> C
 
 @pytest.fixture(autouse=True)
 def _without_intervals(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Decisions rest on p values."""
+    """Decisions rest on p values, and none on the price of measuring."""
+    monkeypatch.setattr(evidence, "_against", lambda *_: {})
     monkeypatch.setattr(correlations, "NUM_RESAMPLES", 0)
     monkeypatch.setattr(evidence, "NUM_REPEATS", 1)
     monkeypatch.setattr(evidence, "NUM_FOLDS", 5)
