@@ -24,7 +24,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import Field, TypeAdapter, ValidationError
 
-from pipeline import records
+from pipeline import parquet_file, records
 from pipeline.rows import Row
 from pipeline.spending import Spent
 
@@ -152,12 +152,18 @@ def read_rows(folder: Path, facts: Facts, due: Collection[int]) -> dict[int, lis
         if hashlib.sha256(data).hexdigest() != segment.sha256:
             raise CheckpointError(f"{path.name} does not match its sha256")
         try:
-            table = pq.read_table(io.BytesIO(data), use_threads=False)
-            table = table.select(records.SCHEMA.names).cast(records.SCHEMA)
+            table = records.to_schema(parquet_file.read(io.BytesIO(data)))
             for number, found in rows.items():
                 mine = table.filter(pc.equal(table["trial"], number))
                 found += records.to_rows(mine, mine["quantity"].unique().to_pylist())
-        except (pa.ArrowException, ValueError, TypeError, KeyError, OSError) as error:
+        except (
+            pa.ArrowException,
+            ValueError,
+            TypeError,
+            KeyError,
+            OSError,
+            RecursionError,
+        ) as error:
             raise CheckpointError(f"{path.name} has no rows of ours ({_brief(error)})") from error
         before = segment.epoch
     for number, found in rows.items():

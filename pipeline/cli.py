@@ -18,8 +18,7 @@ from pipeline.exits import FAILED, finish
 from pipeline.terminal import print_table
 
 if TYPE_CHECKING:
-    from pipeline.home import Home
-    from pipeline.store import Store, SweepInfo
+    pass
 
 app = typer.Typer(
     name="lyapsweep",
@@ -192,28 +191,10 @@ def status(
         rows.append((info.name, state, f"{done}/{info.num_trials}", created, counted))
     print_table(("sweep", "state", "done", "created", "trials"), rows)
     if name:
-        _status_details(infos[0], opened, Home.of(name))
+        from pipeline.status import details
 
-
-def _status_details(info: "SweepInfo", store: "Store", home: "Home") -> None:
-    from pipeline.accounting import epochs_of
-    from pipeline.progress import epochs
-
-    headers = [record.header for record in store.records(info.name)]
-    counted = epochs_of(headers, home)
-    if counted.planned:
-        typer.echo(f"trained: {epochs(counted.spent, counted.planned, counted.again)}")
-    finished = [
-        (h.value, h.trial) for h in headers if h.state == "complete" and h.value is not None
-    ]
-    if finished:
-        loss, number = min(finished)
-        typer.echo(f"best: val_loss {loss:.5f} (trial {number})")
-    waiting = len(list(home.spool.glob("trial-*.parquet"))) if home.spool.is_dir() else 0
-    if waiting:
-        typer.echo(f"waiting on disk to be published: {waiting} (lyapsweep resume {info.name})")
-    if info.state != "complete" and not home.is_locked():
-        typer.echo(f"go on with: lyapsweep resume {info.name}")
+        for line in details(infos[0], opened, Home.of(name)):
+            typer.echo(line)
 
 
 @app.command()
@@ -326,11 +307,11 @@ def ui(
     """
     import socket
 
-    from pipeline.store import StoreError, store_uri
+    from pipeline.store import StoreError, hide_password, store_uri
 
     uri = store_uri(store)
     if uri.startswith(("http://", "https://")):
-        typer.echo(f"the store is served already: {uri}")
+        typer.echo(f"the store is served already: {hide_password(uri)}")
         return
     if uri.startswith("folder:"):
         raise StoreError(f"{uri} is a plain folder; the MLflow UI needs an MLflow store")

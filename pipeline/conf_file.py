@@ -9,11 +9,24 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from pipeline import pruning
+from pipeline import pruning, yaml_text
 from pipeline.config import SECTIONS, SweepConfig, check
 from pipeline.faults import ConfigError
 
 _EXAMPLE = "network.units=128"
+# What loaders raise of text that is YAML and cannot be made values of: a key that no mapping can
+# have, a date that is none, an interpolation without an end.
+_UNREADABLE = (
+    yaml.YAMLError,
+    OmegaConfBaseException,
+    ValueError,
+    TypeError,
+    KeyError,
+    IndexError,
+    AttributeError,
+    OverflowError,
+    AssertionError,
+)
 
 
 def find(conf: str) -> Path:
@@ -52,19 +65,14 @@ def read_tree(
 
     Errors say what the mapping `holds`, with an `example` of an override. Raises ConfigError.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: not UTF-8 text ({error.reason})") from error
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
+    text = yaml_text.read(path)
     try:
         node = OmegaConf.create(text)
     except yaml.MarkedYAMLError as error:
         line = f" line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise ConfigError(f"{path}{line}: not valid YAML ({error.problem})") from error
-    except (yaml.YAMLError, OmegaConfBaseException, ValueError, AssertionError) as error:
-        raise ConfigError(f"{path}: not valid YAML ({str(error).splitlines()[0]})") from error
+    except _UNREADABLE as error:
+        raise ConfigError(f"{path}: not valid YAML ({_brief(error)})") from error
     if not OmegaConf.is_dict(node):
         raise ConfigError(f"{path}: must be a mapping with the {holds}")
     tree: Any = OmegaConf.to_container(node, resolve=False)
@@ -106,11 +114,16 @@ def _apply(tree: Any, override: str, example: str = _EXAMPLE) -> str:
         raise ConfigError(
             f"command line {override!r}: an override is key=value with a dotted key, e.g. {example}"
         )
+    if key.count(".") >= yaml_text.MOST_LEVELS:
+        raise ConfigError(
+            f"command line {override[:80]!r}…: a key has at most {yaml_text.MOST_LEVELS} parts"
+        )
+    yaml_text.check(text, f"command line {override!r}", "the value is ")
     try:
         value = OmegaConf.to_container(OmegaConf.from_dotlist([f"v={text}"]), resolve=False)
-    except (yaml.YAMLError, OmegaConfBaseException, ValueError) as error:
+    except _UNREADABLE as error:
         raise ConfigError(
-            f"command line {override!r}: the value is not valid YAML ({str(error).splitlines()[0]})"
+            f"command line {override!r}: the value is not valid YAML ({_brief(error)})"
         ) from error
     assert isinstance(value, dict)
     node = tree
@@ -121,3 +134,7 @@ def _apply(tree: Any, override: str, example: str = _EXAMPLE) -> str:
         node = node[part]
     node[last] = value["v"]
     return key
+
+
+def _brief(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

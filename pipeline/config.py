@@ -22,6 +22,7 @@ import dataclasses
 import hashlib
 import itertools
 import json
+import math
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -40,6 +41,8 @@ _MAPPINGS = ("sampler", "pruner", "trainer", "measure", "execution")
 SECTIONS = ("seed", "trials", "sampler", "pruner", *_RANGED, "measure", "execution")
 # Trials that results do not steer are asked for so many cohorts at a time.
 _COHORTS_A_BATCH = 8
+# Of settings that are checked together before anything starts; seconds.
+_MOST_PAIRS = 30_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +83,8 @@ class Execution(Config):
     attempts: how often a trial is tried when its worker is lost.
     max_failed_share: share of the trials that may raise before the sweep stops.
     keep_weights: store every trial's final weights as safetensors.
+    patience: seconds for which training goes on while Optuna's database does not answer, and for
+        which the end of a sweep waits for it and for the store.
     checkpoint: after every how many epochs to write down where a cohort stands, so that a crash
         costs no more; auto does so once a minute, null never. Only the driver's disk is used.
     """
@@ -93,6 +98,7 @@ class Execution(Config):
     attempts: Annotated[int, Bounds(ge=1, le=100)] = 3
     max_failed_share: Annotated[float, Bounds(ge=0, le=1)] = 0.2
     keep_weights: bool = False
+    patience: Annotated[float, Bounds(ge=0)] = 600.0
     checkpoint: Annotated[int, Bounds(ge=1)] | Literal["auto"] | None = "auto"
 
     @property
@@ -344,16 +350,25 @@ def _pruner(faults: Faults, tree: Any, epochs: int) -> Choice:
 def _ends(ranges: Mapping[str, Range]) -> Iterable[dict[str, Any]]:
     """First ends everywhere, then all ends of each range and of each pair of ranges.
 
-    Pairs, because two settings may each be valid and yet refuse each other.
+    Pairs, because two settings may each be valid and yet refuse each other. Where choices make too
+    many pairs, some of them spread evenly; the rest is checked when it is drawn.
     """
     first = {path: r.ends()[0] for path, r in ranges.items()}
     yield first
     for path, r in ranges.items():
         for end in r.ends()[1:]:
             yield {**first, path: end}
+    each = math.isqrt(_MOST_PAIRS // max(1, math.comb(len(ranges), 2)))
     for (path, r), (other, s) in itertools.combinations(ranges.items(), 2):
-        for end, other_end in itertools.product(r.ends()[1:], s.ends()[1:]):
+        for end, other_end in itertools.product(_some(r, each), _some(s, each)):
             yield {**first, path: end, other: other_end}
+
+
+def _some(one: Range, most: int) -> tuple[Any, ...]:
+    """Ends but the first, no more than so many, from all over the range, its last among them."""
+    ends = one.ends()[1:]
+    step = -(-len(ends) // max(1, most))
+    return ends[::-1][::step]
 
 
 def _plain(value: Any) -> Any:

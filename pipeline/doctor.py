@@ -22,7 +22,8 @@ from optuna.trial import FrozenTrial
 
 from pipeline import records
 from pipeline.config import hash_of
-from pipeline.home import Home
+from pipeline.home import Home, LockedError
+from pipeline.lease import holder
 from pipeline.publishing import state_of
 from pipeline.records import RecordError, TrialRecord
 from pipeline.store import Entry, Store, SweepInfo
@@ -84,6 +85,7 @@ def examine(
     """Checks a sweep whole; changes nothing. Raises NoSuchSweepError, StoreError."""
     info = store.sweep(name)
     found = Examination(info, home.is_locked())
+    found.findings += _of_lease(store, name, found)
     is_trained = "imported" not in info.config
     if found.is_running:
         found.unchecked.append(
@@ -108,6 +110,29 @@ def examine(
         ]
     _count(info, good, found)
     return found
+
+
+def _of_lease(store: Store, name: str, found: Examination) -> Iterator[Finding]:
+    """Whoever drives it from another folder is at work on what would be called half done."""
+    if found.is_running:
+        return
+    try:
+        who = holder(store, name)
+    except LockedError as error:
+        yield Finding("wrong", None, str(error))
+        return
+    if who is None:
+        return
+    if who.is_known_dead:
+        yield Finding(
+            "untidy", None, f"its lease is held by {who}, which is no more",
+            "take it over and give it back", "reconcile",
+        )  # fmt: skip
+    else:
+        found.unchecked.append(
+            f"its lease is held by {who}: a driver that runs elsewhere, or died there without a "
+            "word. If it runs, what is found half done may be under way; resume tells which"
+        )
 
 
 def _of_description(info: SweepInfo, is_running: bool) -> Iterator[Finding]:

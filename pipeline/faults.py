@@ -13,6 +13,8 @@ from pipeline import catalog, space
 from pipeline.plan import Choice
 from pipeline.space import Range, RangeError
 
+_MOST_SHOWN = 1_000
+
 
 class ConfigError(ValueError):
     """Settings that cannot be run. One line a fault: where, the law, what came."""
@@ -36,7 +38,7 @@ class Faults:
     def raise_any(self) -> None:
         """Raises ConfigError if there is any fault."""
         if self._lines:
-            raise ConfigError("\n".join(self._lines.values()))
+            raise ConfigError("\n".join(map(clipped, self._lines.values())))
 
     def ranges(self, tree: Mapping[str, Any]) -> dict[str, Range]:
         """The ranges in a tree by dotted path, in alphabetical order."""
@@ -173,3 +175,8 @@ def unknown(key: str, known: Sequence[str]) -> str:
     close = difflib.get_close_matches(key, known, n=1)
     hint = f"; did you mean {close[0]!r}?" if close else f"; known are {', '.join(known)}"
     return f"unknown key{hint}"
+
+
+def clipped(line: str) -> str:
+    """A fault that quotes what came, short enough to be read."""
+    return line if len(line) <= _MOST_SHOWN else f"{line[:_MOST_SHOWN]}…"

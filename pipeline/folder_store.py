@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shutil
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -101,6 +102,25 @@ class FolderStore:
         _write_json(self.root / name / "sweep.json", asdict(info))
 
     @_guarded
+    def note(self, name: str, key: str) -> str | None:
+        """Reads `<root>/<sweep>/<key>.note`."""
+        try:
+            return (self.root / name / f"{key}.note").read_text()
+        except FileNotFoundError:
+            return None
+
+    @_guarded
+    def set_note(self, name: str, key: str, text: str | None) -> None:
+        """Replaces the file, which need not survive a power cut."""
+        path = self.root / name / f"{key}.note"
+        if text is None:
+            path.unlink(missing_ok=True)
+            return
+        temporary = path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
+        temporary.write_text(text)
+        os.replace(temporary, path)
+
+    @_guarded
     def begin_trial(self, name: str, start: TrialStart) -> None:
         """Writes a marker that `publish` removes."""
         _write_json(self._marker(name, start.number), {**asdict(start), "state": "running"})
@@ -118,7 +138,7 @@ class FolderStore:
         """Copies weights and file under their final names, then removes the marker."""
         number = records.read(path).header.trial
         target, weights = self._file(name, number), path.with_suffix(".safetensors")
-        if weights.exists():
+        if plain_file.is_one(weights):
             _copy(weights, target.with_suffix(".safetensors"))
         _copy(path, target)
         self._marker(name, number).unlink(missing_ok=True)
@@ -195,7 +215,10 @@ class FolderStore:
         return sorted(
             path.relative_to(root).as_posix()
             for path in (root / folder).rglob("*")
-            if path.is_file() and path.resolve().is_relative_to(root.resolve()) and path.parent != root and not ours & set(path.parents)
+            if path.is_file()
+            and path.resolve().is_relative_to(root.resolve())
+            and path.parent != root
+            and not ours & set(path.parents)
         )
 
     @_guarded
@@ -212,7 +235,7 @@ class FolderStore:
         source, target = self._file(name, number), folder / f"trial-{number:05d}.parquet"
         shutil.copyfile(source, target)
         weights = source.with_suffix(".safetensors")
-        if weights.exists():
+        if plain_file.is_one(weights):
             shutil.copyfile(weights, target.with_suffix(".safetensors"))
         return target
 

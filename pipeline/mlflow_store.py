@@ -8,8 +8,8 @@ MLflow is the browser and the archive; the numbers themselves are in the Parquet
 """
 
 import hashlib
-import json
 import os
+import re
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -37,8 +37,9 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from pipeline import mlflow_artifacts as artifacts
-from pipeline import records
+from pipeline import plain_file, records
 from pipeline.mlflow_fields import metrics_of, note, params_of
+from pipeline.mlflow_once import asked_once
 from pipeline.mlflow_place import (
     artifact_location,
     check_writable,
@@ -58,6 +59,7 @@ from pipeline.store import (
     SweepInfo,
     TrialStart,
     hide_password,
+    info_of,
 )
 
 _PREFIX = "lyapsweep."
@@ -73,6 +75,8 @@ _RUN_STATUS = {
     "failed": "FAILED",
 }
 _FINISHED = ("complete", "diverged", "pruned", "failed")
+
+_TRIAL_NUMBER = re.compile(r"[0-9]{1,10}")
 
 # MLflow takes a thousand entries at a time, tags among them.
 _MOST_METRICS = 900
@@ -118,14 +122,19 @@ class MlflowStore:
         self.uri = uri
         for name in ("mlflow", "alembic"):
             logging.getLogger(name).setLevel(logging.ERROR)
+        # It logs, with a traceback, what it raises, and we say in one line.
+        logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
         self._client: MlflowClient | None = None
         self._experiments: dict[str, str] = {}
         self._parents: dict[str, str] = {}
         self._runs: dict[str, dict[int, str]] = {}
+        self._doubles: dict[str, list[str]] = {}
+        self._is_in_doubt = False
 
     def forget(self) -> None:
         """Forgets which runs there are, so that the next call asks the store."""
         self._experiments, self._parents, self._runs = {}, {}, {}
+        self._is_in_doubt = True
 
     @_guarded
     def prepare(self) -> None:
@@ -183,7 +192,8 @@ class MlflowStore:
                 if not isinstance(value, dict)
             },
         }
-        run = client.create_run(experiment_id, start_time=info.created_ms, tags=tags)
+        with asked_once():
+            run = client.create_run(experiment_id, start_time=info.created_ms, tags=tags)
         client.log_dict(run.info.run_id, asdict(info), "sweep.json")
         client.log_dict(run.info.run_id, info.config, "config.yaml")
         client.set_tag(run.info.run_id, _SWEEP, info.name)
@@ -209,8 +219,8 @@ class MlflowStore:
             )
         with self._artifact(parent, run.info.artifact_uri, "sweep.json") as path:
             try:
-                content = json.loads(path.read_text())
-                return SweepInfo(**{**content, "state": run.data.tags[_STATE]})
+                content = plain_file.json_of(path)
+                return info_of({**content, "state": run.data.tags[_STATE]})
             except (ValueError, TypeError, KeyError) as error:
                 raise StoreError(f"{path}: not a sweep description ({error})") from error
 
@@ -236,8 +246,10 @@ class MlflowStore:
 
     @_guarded
     def set_state(self, name: str, state: str) -> None:
-        """Tag and status of the parent run."""
+        """Tag and status of the parent run. At the end no trial has a second run."""
         client, parent = self._connect(), self._require_parent(name)
+        if state != "running":
+            self._remove_doubles(name)
         client.set_tag(parent, _STATE, state)
         if state == "running":
             client.update_run(parent, status="RUNNING")
@@ -248,26 +260,40 @@ class MlflowStore:
                 fold(database)
 
     @_guarded
+    def note(self, name: str, key: str) -> str | None:
+        """A tag of the parent run."""
+        run = self._connect().get_run(self._require_parent(name))
+        text = run.data.tags.get(f"{_PREFIX}{key}")
+        return text or None
+
+    @_guarded
+    def set_note(self, name: str, key: str, text: str | None) -> None:
+        """Sets the tag; an empty one is none."""
+        self._connect().set_tag(self._require_parent(name), f"{_PREFIX}{key}", text or "")
+
+    @_guarded
     def begin_trial(self, name: str, start: TrialStart) -> None:
         """Finds or creates the run with this uid; parameters are those of every attempt."""
         client = self._connect()
         run_id = self._trials(name).get(start.number)
         if run_id is None:
-            run = client.create_run(
-                self._require_experiment(name),
-                start_time=start.start_ms,
-                run_name=f"trial-{start.number:05d}",
-                tags={
-                    "mlflow.parentRunId": self._require_parent(name),
-                    _KIND: "trial",
-                    _SWEEP: name,
-                    _UID: start.uid,
-                    _NUMBER: str(start.number),
-                    _STATE: "running",
-                    f"{_PREFIX}attempt": str(start.attempt),
-                    f"{_PREFIX}seed": str(start.seed),
-                },
-            )
+            experiment_id, parent = self._require_experiment(name), self._require_parent(name)
+            with asked_once():
+                run = client.create_run(
+                    experiment_id,
+                    start_time=start.start_ms,
+                    run_name=f"trial-{start.number:05d}",
+                    tags={
+                        "mlflow.parentRunId": parent,
+                        _KIND: "trial",
+                        _SWEEP: name,
+                        _UID: start.uid,
+                        _NUMBER: str(start.number),
+                        _STATE: "running",
+                        f"{_PREFIX}attempt": str(start.attempt),
+                        f"{_PREFIX}seed": str(start.seed),
+                    },
+                )
             run_id = run.info.run_id
             self._trials(name)[start.number] = run_id
         else:
@@ -320,7 +346,8 @@ class MlflowStore:
     def states(self, name: str) -> dict[int, str]:
         """From the runs' tags."""
         self.sweep(name)
-        found = {int(run.data.tags[_NUMBER]): run.data.tags[_STATE] for run in self._search(name)}
+        runs = sorted(self._search(name), key=_preference, reverse=True)
+        found = {int(run.data.tags[_NUMBER]): run.data.tags[_STATE] for run in runs}
         return dict(sorted(found.items()))
 
     @_guarded
@@ -458,7 +485,7 @@ class MlflowStore:
         """The runs of trials, with our tags at least."""
         client, experiment_id = self._connect(), self._require_experiment(name)
         if not self.uri.startswith(("http://", "https://")):
-            return tagged_runs(client, experiment_id, {_KIND: "trial"}, _PREFIX)
+            return _sound(tagged_runs(client, experiment_id, {_KIND: "trial"}, _PREFIX))
         found: list[Any] = []
         token = None
         while True:
@@ -472,15 +499,33 @@ class MlflowStore:
             found += page
             token = page.token
             if not token:
-                return found
+                return _sound(found)
 
     def _trials(self, name: str) -> dict[int, str]:
         """Trial number → run id. One writer, so what this process created it knows."""
         if name not in self._runs:
-            self._runs[name] = {
-                int(run.data.tags[_NUMBER]): run.info.run_id for run in self._search(name)
-            }
+            self._runs[name], self._doubles[name] = {}, []
+            # A finished one first: who publishes once more must not finish another.
+            for run in sorted(self._search(name), key=_preference):
+                number = int(run.data.tags[_NUMBER])
+                if number not in self._runs[name]:
+                    self._runs[name][number] = run.info.run_id
+                elif run.data.tags[_STATE] not in _FINISHED:
+                    self._doubles[name].append(run.info.run_id)
         return self._runs[name]
+
+    def _remove_doubles(self, name: str) -> None:
+        """Deletes second runs of trials, unless finished.
+
+        A server that was given up for silent may have made a run all the same, and later than we
+        looked for it.
+        """
+        if self._is_in_doubt:
+            self._runs.pop(name, None)
+            self._trials(name)
+        for run_id in self._doubles.pop(name, ()):
+            self._connect().delete_run(run_id)
+        self._is_in_doubt = False
 
     def _read_all(self, runs: Sequence[Any]) -> Iterator[TrialRecord]:
         """In their order, some ahead of the one asked for: decoding and hashing free the GIL."""
@@ -509,6 +554,24 @@ class MlflowStore:
 
     def _artifact(self, run_id: str, root: str, name: str) -> artifacts.Artifact:
         return artifacts.Artifact(self._connect(), run_id, root, name)
+
+
+def _preference(run: Any) -> tuple[bool, int, str]:
+    """Of several runs of a trial, the smallest is the trial's."""
+    return run.data.tags[_STATE] not in _FINISHED, run.info.start_time, run.info.run_id
+
+
+def _sound(runs: list[Any]) -> list[Any]:
+    """The runs. Raises StoreError where the tags of one are not those of a trial."""
+    for run in runs:
+        number, state = run.data.tags.get(_NUMBER, ""), run.data.tags.get(_STATE)
+        if not _TRIAL_NUMBER.fullmatch(number) or state not in _RUN_STATUS:
+            raise StoreError(
+                f"run {run.info.run_id}: its tags {_NUMBER} ({number[:80]!r}) and {_STATE} "
+                f"({str(state)[:80]!r}) are not those of a trial; put them back in MLflow, or "
+                "delete the run"
+            )
+    return runs
 
 
 def _touch(uri: str) -> None:

@@ -1,12 +1,10 @@
 """A Parquet file read as if a stranger had written it: whole, and within bounded memory.
 
 Parquet packs equal values into next to nothing, so that a file of some kilobytes can stand for more
-than any machine holds. What it says of itself is checked first: how many rows and values there are
-bounds columns of numbers. Text may repeat one long word over and over; where that could be too much
-the rows are read a few at a time, and counted.
+than any machine holds. What it says of itself is checked first. A column may repeat one long word
+over and over; where that could be too much, rows are read a few at a time, and counted.
 """
 
-import math
 from collections.abc import Sequence
 from typing import Any, BinaryIO
 
@@ -14,13 +12,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipeline import parquet_footer
+
 MOST_BYTES = 2**29
 """Of a table in memory. A trial's records take some megabytes at most."""
 _MOST_COLUMNS = 1_000
 _MOST_ROWS = 50_000_000
-_WIDEST = 8
 _AT_A_TIME = 2**26
 _AT_ONCE = 4096
+_WIDTH = 8
 
 
 class TooLargeError(ValueError):
@@ -34,8 +34,9 @@ def read(
 
     Raises TooLargeError, pa.ArrowException, OSError, ValueError.
     """
-    # What a schema of Arrow's own adds to that of Parquet is not needed by anything of ours, and
-    # not run past a parser more than need be.
+    count = parquet_footer.num_values(source)
+    if count * _WIDTH > most:
+        raise TooLargeError(f"must take at most {most:,} bytes in memory, has {count:,} values")
     file = pq.ParquetFile(
         source, page_checksum_verification=True, thrift_string_size_limit=2**26,
         thrift_container_size_limit=2**20,
@@ -94,21 +95,12 @@ def _rows_at_a_time(metadata: pq.FileMetaData, most: int) -> int | None:
         raise TooLargeError(f"must have at most {_MOST_COLUMNS:,} columns")
     if metadata.num_rows > _MOST_ROWS:
         raise TooLargeError(f"must have at most {_MOST_ROWS:,} rows, has {metadata.num_rows:,}")
-    numbers, words, longest = 0, 0, 1
-    for group in range(metadata.num_row_groups):
-        about = metadata.row_group(group)
-        for place in range(about.num_columns):
-            column = about.column(place)
-            count, packed = column.num_values, column.total_uncompressed_size
-            if packed > most:
-                raise TooLargeError(f"must take at most {most:,} bytes unpacked, takes {packed:,}")
-            if column.physical_type in ("BYTE_ARRAY", "FIXED_LEN_BYTE_ARRAY"):
-                words += count * packed
-                longest = max(longest, packed)
-            else:
-                numbers += count * _WIDEST
-    if numbers > most:
-        raise TooLargeError(f"must take at most {most:,} bytes in memory, takes {numbers:,}")
-    if numbers + words <= most:
+    # Only what rows and row groups say: asked about a single column, pyarrow ends the process where
+    # a file has none (its binding of parquet's ColumnChunk lets no exception through).
+    groups = [metadata.row_group(i) for i in range(min(metadata.num_row_groups, metadata.num_rows))]
+    unpacked = sum(group.total_byte_size for group in groups)
+    if not 0 <= unpacked <= most:
+        raise TooLargeError(f"must take at most {most:,} bytes unpacked, takes {unpacked:,}")
+    if metadata.num_rows * unpacked <= most:
         return None
-    return max(1, math.floor(_AT_A_TIME / longest))
+    return max(1, _AT_A_TIME // max(1, int(unpacked)))

@@ -4,7 +4,6 @@ Opening a pipe waits for whoever writes to it, reading a device never ends, and 
 unfold to more than there is memory for.
 """
 
-import io
 import json
 import os
 import stat
@@ -18,13 +17,18 @@ class NotPlainError(OSError):
     """A folder, a pipe, a device: no file to be read."""
 
 
+def is_one(path: Path) -> bool:
+    """Whether a path is a file itself; a link is not, which leads elsewhere."""
+    return path.is_file() and not path.is_symlink()
+
+
 def opened(path: Path) -> BinaryIO:
     """For reading. Raises OSError, NotPlainError among them."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise NotPlainError(f"{path}: must be a plain file")
-        return io.open(descriptor, "rb")
+        return open(descriptor, "rb")
     except BaseException:
         os.close(descriptor)
         raise

@@ -15,20 +15,20 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import optuna
-from optuna.trial import FrozenTrial, Trial, TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from pipeline import records
 from pipeline.checkpoints import Resumption
 from pipeline.config import SweepConfig
 from pipeline.home import Home
+from pipeline.journal import Journal
+from pipeline.ledger import Ledger, StudyAwayError
 from pipeline.plan import TrialSpec
 from pipeline.records import TrialHeader, TrialRecord
+from pipeline.retrying import RETRY_SECONDS, Retry
 from pipeline.rows import Row, now_ms
 from pipeline.store import Store, StoreError, StoreFullError, SweepInfo, TrialStart
 from pipeline.unfinished import Showcase
-
-RETRY_SECONDS = (0.5, 1, 2, 4, 8, 15, 30)
 
 
 class SweepError(RuntimeError):
@@ -50,12 +50,14 @@ class Ending:
 
 
 class Publisher:
-    """Keeps a sweep's store and study abreast of its trials.
+    """Keeps a sweep's store and ledger abreast of its trials.
 
     Args:
         provenance: of this driver; one that resumes may be another version on another machine.
+        check: raises where this driver may write no more, and StoreError where that is unknown.
         told: called with the header of each trial of which the sampler has been told.
         say: shows a line to whoever watches.
+        journal: what happens is written there.
     """
 
     def __init__(
@@ -64,33 +66,39 @@ class Publisher:
         info: SweepInfo,
         store: Store,
         home: Home,
-        study: optuna.Study,
+        ledger: Ledger,
         *,
         provenance: Mapping[str, Any],
+        check: Callable[[], None],
         told: Callable[[TrialHeader], None],
         say: Callable[[str], None],
+        journal: Journal,
     ) -> None:
+        self._journal = journal
         self._config, self._info, self._store = config, info, store
-        self._home, self._study, self._provenance = home, study, provenance
-        self._told, self._say, self._last = told, say, ""
+        self._home, self._ledger, self._provenance = home, ledger, provenance
+        self._check, self._told, self._say, self._last = check, told, say, ""
         self._log_scaled = tuple(path for path, r in config.space.items() if r.is_log)
         self._starts: dict[int, TrialStart] = {}
         self._rows: dict[int, list[Row]] = {}
         self._resumed: dict[int, tuple[int, ...]] = {}
         self._unbegun: set[int] = set()
         self._waiting: deque[Path] = deque()
-        self._retry_at, self._retries = 0.0, 0
+        self.retry = Retry()
+        """Of the store."""
+        self._published: Path | None = None
+        self._unnoted: dict[int, int] = {}
         self._showcase = Showcase(home)
 
-    def begin(self, spec: TrialSpec, trial: Trial, point: Resumption | None = None) -> TrialStart:
-        """A trial is trained, once more if it was before: from its start, or from a checkpoint."""
+    def begin(self, spec: TrialSpec, attempts: int, point: Resumption | None = None) -> TrialStart:
+        """A trial is trained, once more if it was before: from its start, or from a checkpoint.
+
+        `attempts`: how often earlier drivers began it.
+        """
         number = spec.number
-        if number in self._starts:
-            attempt = self._starts[number].attempt
-        else:
-            attempt = int(trial.user_attrs.get("attempt", 0))
-        attempt += 1
-        trial.set_user_attr("attempt", attempt)
+        attempt = 1 + (self._starts[number].attempt if number in self._starts else attempts)
+        self._unnoted[number] = attempt
+        self._note()
         self._rows[number] = [] if point is None else list(point.rows[number])
         self._resumed[number] = () if point is None else point.resumed_at
         self._starts[number] = TrialStart(
@@ -105,8 +113,9 @@ class Publisher:
         )
         # While the store is silent the trial can train; publishing begins it once it answers.
         self._unbegun.add(number)
-        if time.monotonic() >= self._retry_at:
+        if self.retry.is_due:
             try:
+                self._check()
                 self._store.begin_trial(self._info.name, self._starts[number])
                 self._unbegun.discard(number)
             except StoreError as error:
@@ -154,6 +163,13 @@ class Publisher:
         records.write(TrialRecord(header, table), path)
         self._waiting.append(path)
         self._showcase.note()
+        self._journal.write(
+            "ended",
+            trial=number,
+            state=ending.state,
+            epochs=ending.epochs,
+            cause=ending.error,
+        )
         self.publish()
 
     def _header(self, start: TrialStart) -> TrialHeader:
@@ -176,6 +192,7 @@ class Publisher:
     def interrupt(self, number: int, reason: str) -> None:
         """A trial that was begun will be trained again by another driver."""
         with contextlib.suppress(StoreError):
+            self._check()
             self._store.interrupt_trial(self._info.name, number, reason)
 
     def adopt_spool(self) -> None:
@@ -206,78 +223,94 @@ class Publisher:
         What is in training is shown beside the spool.
         """
         self._showcase.show((self._header(self._starts[n]) for n in self._rows), self._rows)
-        if time.monotonic() < self._retry_at:
-            return
-        while self._waiting:
+        self._note()
+        while self._waiting and self.retry.is_due and self._ledger.retry.is_due:
             path = self._waiting[0]
             try:
                 self._publish(path)
             except StoreFullError as error:
                 self._last = str(error)
-                raise self._waiting_error() from error
+                raise self.waiting_error() from error
             except StoreError as error:
                 self._put_off(error)
                 return
+            except StudyAwayError as error:
+                self.say_away(error)
+                return
             self._waiting.popleft()
-            self._retries = 0
+            self._journal.write("published", trial=int(path.stem.rpartition("-")[2]))
+            if self.retry.num:
+                num, seconds = self.retry.num, round(self.retry.seconds, 1)
+                self._journal.write("back", of="store", num=num, seconds=seconds)
+            self.retry.answered()
 
-    def drain(self, listen: Callable[[], None]) -> None:
-        """Publishes everything that waits, giving a silent store a last few chances."""
-        for _ in range(len(RETRY_SECONDS)):
+    def drain(self, listen: Callable[[], None], patience: Callable[[], float]) -> None:
+        """Publishes everything that waits, giving who is silent a last few chances.
+
+        `patience`: for how many seconds, if that is more. Raises SweepError.
+        """
+        while True:
             self.publish()
             if not self._waiting:
                 return
+            retries = (self.retry, self._ledger.retry)
+            if any(r.num >= len(RETRY_SECONDS) and r.seconds >= patience() for r in retries):
+                raise self.waiting_error()
             listen()
-            time.sleep(max(0.0, self._retry_at - time.monotonic()))
-        raise self._waiting_error()
+            time.sleep(min(0.5, max(r.wait for r in retries)))
+
+    @property
+    def num_waiting(self) -> int:
+        """Trials that have ended and are not published and told."""
+        return len(self._waiting)
 
     def uid(self, number: int) -> str:
         """Of a trial, unique across stores."""
         return f"{self._info.sweep_id}/{number}"
 
     def _publish(self, path: Path) -> None:
+        self._check()
         header = records.read(path).header
         number = header.trial
         if number in self._unbegun:
             self._store.begin_trial(self._info.name, self._starts[number])
             self._unbegun.discard(number)
-        self._store.publish(self._info.name, path)
-        self._tell(header)
+        if path != self._published:
+            self._store.publish(self._info.name, path)
+            self._published = path
+        self._ledger.tell(header)
+        self._unnoted.pop(number, None)
         path.with_suffix(".safetensors").unlink(missing_ok=True)
         path.unlink()
         self._told(header)
 
-    def _tell(self, header: TrialHeader) -> None:
-        if header.state == "complete":
-            self._study.tell(header.trial, header.value, skip_if_finished=True)
-            return
-        frozen = self._study.get_trials(deepcopy=False)[header.trial]
-        if frozen.state.is_finished():
-            return
-        # Attributes first: a trial that is told can no more be changed.
-        trial = Trial(self._study, frozen._trial_id)
-        if header.epochs is not None:
-            trial.set_user_attr("epochs", header.epochs)
-        if header.state == "failed":
-            self._study.tell(header.trial, state=TrialState.FAIL, skip_if_finished=True)
-        elif header.state == "pruned":
-            assert header.value is not None
-            assert header.pruned_at is not None
-            trial.report(header.value, header.pruned_at)
-            self._study.tell(header.trial, state=TrialState.PRUNED, skip_if_finished=True)
-        else:
-            trial.set_user_attr("diverged", True)
-            self._study.tell(header.trial, header.value, skip_if_finished=True)
+    def _note(self) -> None:
+        """How often trials were begun, where the ledger does not know yet."""
+        while self._unnoted and self._ledger.retry.is_due:
+            number, attempt = next(iter(self._unnoted.items()))
+            try:
+                self._ledger.note(number, "attempt", attempt)
+            except StudyAwayError as error:
+                self.say_away(error)
+                return
+            del self._unnoted[number]
 
     def _put_off(self, error: StoreError) -> None:
         """Leaves the store alone for a while, longer each time."""
-        delay = RETRY_SECONDS[min(self._retries, len(RETRY_SECONDS) - 1)]
-        self._retry_at, self._retries = time.monotonic() + delay, self._retries + 1
+        self.retry.failed()
+        self.say_away(error)
+
+    def say_away(self, error: StoreError | StudyAwayError) -> None:
+        """Shows who does not answer; training goes on."""
         self._last = str(error)
+        of = "store" if isinstance(error, StoreError) else "optuna"
+        num = (self.retry if of == "store" else self._ledger.retry).num
+        self._journal.write("retry", of=of, num=num, cause=self._last)
         self._say(self._last)
         logging.getLogger("lyapsweep").warning("%s", error)
 
-    def _waiting_error(self) -> SweepError:
+    def waiting_error(self) -> SweepError:
+        """What to say when somebody was silent for too long."""
         return SweepError(
             f"{self._last}; {len(self._waiting)} finished trials are safe in "
             f"{self._home.spool} and `lyapsweep resume {self._info.name}` publishes them"

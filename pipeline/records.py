@@ -212,7 +212,7 @@ def read(path: Path) -> TrialRecord:
     try:
         header = header_from_json(metadata[HEADER_KEY].decode())
         table = to_schema(table)
-        _check_rows(table, header.trial)
+        check_rows(table, header.trial)
     except (pa.ArrowException, ValueError, TypeError, KeyError, RecursionError) as error:
         raise RecordError(
             f"{path}: not of schema {SCHEMA_VERSION} ({_first_line(error)})"
@@ -242,10 +242,11 @@ def header_from_json(text: str) -> TrialHeader:
     header = TrialHeader(**fields)
     for name, kinds, may_lack in _HEADER_FIELDS:
         value = fields.get(name)
-        if name in fields and not (may_lack and value is None):
-            # A bool is an int to Python, never to us.
-            if type(value) not in kinds or (int in kinds and not -(2**63) <= value < 2**63):
-                raise ValueError(f"header's {name} cannot be {str(value)[:80]!r}")
+        if name not in fields or (may_lack and value is None):
+            continue
+        # A bool is an int to Python, never to us.
+        if type(value) not in kinds or (int in kinds and not -(2**63) <= value < 2**63):
+            raise ValueError(f"header's {name} cannot be {str(value)[:80]!r}")
     if header.state not in get_args(TrialState) or not 0 <= header.trial < 2**31:
         raise ValueError(f"header's state {header.state!r} or trial {header.trial} is none of ours")
     if not all(type(name) is str for name in header.sampled) or set(header.sampled) - set(
@@ -275,7 +276,7 @@ def to_schema(table: pa.Table) -> pa.Table:
     return table
 
 
-def _check_rows(table: pa.Table, trial: int) -> None:
+def check_rows(table: pa.Table, trial: int) -> None:
     """That rows hold together, so that whoever uses them need not ask. Raises ValueError."""
     table = table.combine_chunks()
     for name in SCHEMA.names:

@@ -28,6 +28,12 @@ SAMPLERS = {
 KINDS = ("uniform", "log_uniform", "int", "log_int", "choice")
 
 
+LARGEST = 2**53
+"""Of whole numbers: what a float, a column and a database all hold exactly."""
+MOST_POINTS = 100_000
+"""Of a grid in one dimension, and choices."""
+
+
 class RangeError(ValueError):
     """A range that cannot be sampled; the message lacks the path, which the caller knows."""
 
@@ -73,6 +79,11 @@ class Range:
         if self.kind == "choice":
             return self.choices
         if self.is_whole and self.num is None:
+            if self.high - self.low >= MOST_POINTS:
+                raise RangeError(
+                    f"a grid takes at most {MOST_POINTS:,} points from one range; say how many "
+                    "with `num`"
+                )
             return tuple(range(int(self.low), int(self.high) + 1))
         if self.num is None:
             raise RangeError("a grid needs `num`, the number of points, beside a real range")
@@ -111,8 +122,10 @@ def parse_range(node: Any) -> Range | None:
             f"{', '.join(map(str, node))}"
         )
     kind, content, num = kinds[0], node[kinds[0]], node.get("num")
-    if num is not None and (not isinstance(num, int) or isinstance(num, bool) or num < 1):
-        raise RangeError(f"num must be a whole number of at least 1, got {num!r}")
+    if num is not None and (
+        not isinstance(num, int) or isinstance(num, bool) or not 1 <= num <= MOST_POINTS
+    ):
+        raise RangeError(f"num must be a whole number from 1 to {MOST_POINTS:,}, got {num!r}")
     if kind == "choice":
         if not isinstance(content, list | tuple) or not content:
             raise RangeError(f"choice needs a list of at least one value, got {content!r}")
@@ -130,7 +143,11 @@ def _numbers(kind: str, content: Any, num: int | None) -> Range:
     if not isinstance(content, list | tuple) or len(content) != 2:
         raise RangeError(f"{kind} needs two ends [low, high], got {content!r}")
     for end in content:
-        if isinstance(end, bool) or not isinstance(end, int | float) or not math.isfinite(end):
+        if isinstance(end, bool) or not isinstance(end, int | float):
+            raise RangeError(f"{kind} needs two finite numbers, got {end!r}")
+        if isinstance(end, int) and abs(end) > LARGEST:
+            raise RangeError(f"{kind} needs numbers of at most {LARGEST}, got {end!r}")
+        if not math.isfinite(end):
             raise RangeError(f"{kind} needs two finite numbers, got {end!r}")
         if kind in ("int", "log_int") and int(end) != end:
             raise RangeError(f"{kind} needs whole numbers, got {end!r}")

@@ -8,10 +8,10 @@ calls can be replayed (see `pipeline.sweep`).
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Protocol
-from urllib.parse import unquote, urlparse
+from urllib.parse import parse_qs, quote, unquote, urlparse
 
 from pipeline.records import TrialRecord
 
@@ -115,6 +115,12 @@ class Store(Protocol):
     def set_state(self, name: str, state: str) -> None:
         """running, interrupted, complete or failed."""
 
+    def note(self, name: str, key: str) -> str | None:
+        """A note kept with the sweep. Never from memory: another process may have written it."""
+
+    def set_note(self, name: str, key: str, text: str | None) -> None:
+        """Writes a note, at most 1000 characters; None removes it."""
+
     def begin_trial(self, name: str, start: TrialStart) -> None:
         """Finds or creates the trial by its uid and marks it running."""
 
@@ -169,12 +175,45 @@ def check_name(name: str) -> str:
     return name
 
 
+_STATES = ("running", "interrupted", "complete", "failed")
+
+
+def info_of(content: Any) -> SweepInfo:
+    """A sweep from its description as stored. Raises ValueError where it cannot be one of ours."""
+    if not isinstance(content, dict):
+        raise ValueError("must be a mapping")
+    try:
+        info = SweepInfo(**content)
+    except TypeError as error:
+        raise ValueError(str(error)) from error
+    kinds = {"config": dict, "provenance": dict, "num_trials": int, "created_ms": int}
+    for field_ in fields(SweepInfo):
+        kind = kinds.get(field_.name, str)
+        value = getattr(info, field_.name)
+        if type(value) is not kind:
+            raise ValueError(f"{field_.name} must be {kind.__name__}, got {str(value)[:80]!r}")
+    check_name(info.name)
+    if info.state not in _STATES:
+        raise ValueError(f"state must be one of {', '.join(_STATES)}, got {info.state[:80]!r}")
+    if not (0 <= info.num_trials < 2**31 and 0 <= info.created_ms < 2**53):
+        raise ValueError("num_trials or created_ms is out of range")
+    return info
+
+
 def hide_password(uri: str, text: str | None = None) -> str:
     """`text`, by default the URI itself, without the URI's password."""
     text = uri if text is None else text
-    parsed = urlparse(uri)
-    for secret in {parsed.password or "", unquote(parsed.password or "")} - {""}:
+    try:
+        asked = parse_qs(urlparse(uri).query)
+        secret_words = {urlparse(uri).password or ""}
+    except ValueError:  # No URI at all: what stands before the @ is nobody's business.
+        asked, secret_words = {}, {uri.partition("://")[2].rpartition("@")[0].partition(":")[2]}
+    for key, values in asked.items():
+        if "password" in key.lower() or "secret" in key.lower():
+            secret_words |= set(values)
+    for secret in {*secret_words, *map(unquote, secret_words), *map(quote, secret_words)} - {""}:
         text = text.replace(f":{secret}@", ":***@").replace(f"password={secret}", "password=***")
+        text = text.replace(f"={secret}", "=***")
     return text
 
 

@@ -17,16 +17,21 @@ told, what is RUNNING without a spool file is trained again with the same values
 its last checkpoint where there is one (docs/durability.md).
 """
 
+import contextlib
 import dataclasses
+import logging
+import os
 import secrets
+import socket
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeVar
+from urllib.parse import unquote, urlparse
 
 import optuna
 import sqlalchemy.exc
 import torch
-from optuna.trial import FrozenTrial
 
 from pipeline import accounting, records
 from pipeline.accounting import Progress
@@ -35,17 +40,30 @@ from pipeline.checkpoints import Checkpoints, Resumption
 from pipeline.config import SweepConfig, check, hash_of
 from pipeline.executors.base import Event, Executor, Lost, Raised, Reached, Stopped
 from pipeline.home import Home
+from pipeline.journal import Journal
+from pipeline.lease import Lease
+from pipeline.ledger import Ledger, StudyAwayError
 from pipeline.plan import Cohort, TrialSpec, plan
 from pipeline.provenance import provenance
 from pipeline.pruning import PrunerConfig, Referee, Trace
 from pipeline.publishing import Ending, Publisher, SweepError, state_of
 from pipeline.records import TrialHeader
+from pipeline.retrying import RETRY_SECONDS, Retry
 from pipeline.rows import now_ms
 from pipeline.sizing import settled
 from pipeline.snapshot import Snapshot
-from pipeline.store import NameInUseError, NoSuchSweepError, Store, SweepInfo
+from pipeline.store import (
+    NameInUseError,
+    NoSuchSweepError,
+    Store,
+    StoreError,
+    StoreFullError,
+    SweepInfo,
+)
 from pipeline.train import Rung, build, diagnostics_of
 from tasks.base import UnsuitableError
+
+_T = TypeVar("_T")
 
 # A diverged trial is told a loss no finished one should reach, so that samplers turn away.
 _DIVERGED_FACTOR = 10.0
@@ -196,44 +214,84 @@ class Driver:
         """Goes on from wherever the sweep stands. Raises SweepError, LockedError, OSError."""
         with self.home.lock():
             try:
-                return self._run()
+                return self._run_leased()
             except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.OptunaError) as error:
                 text = str(getattr(error, "orig", None) or error.__cause__ or error)
                 raise SweepError(
                     f"Optuna's database {self.home.optuna_name}: {text.strip().splitlines()[0]}"
                 ) from error
+            except StudyAwayError as error:
+                raise SweepError(
+                    f"{error}; what has ended is safe, and `lyapsweep resume {self.info.name}` "
+                    "goes on"
+                ) from error
+
+    def _run_leased(self) -> Outcome:
+        secrets_of = (urlparse(url).password for url in (self.home.optuna_url, self.store.uri))
+        hidden = {word for secret in secrets_of if secret for word in (secret, unquote(secret))}
+        self._journal = Journal(self.home, sorted(hidden))
+        self._lease = Lease(self.store, self.info.name, self._announce)
+        self._patiently(self._lease.take)
+        self._journal.write(
+            "started",
+            pid=os.getpid(),
+            host=socket.gethostname(),
+            executor=type(self.executor).__name__,
+            trials=self.config.trials,
+        )
+        try:
+            outcome = self._run()
+            self._journal.write("stopped", state=outcome.state, cause=outcome.reason or None)
+            return outcome
+        except BaseException as error:
+            self._journal.write("stopped", state="failed", cause=str(error) or type(error).__name__)
+            raise
+        finally:
+            self._lease.release()
 
     def _run(self) -> Outcome:
-        self.study = _open_study(self.home, self.info)
-        self.store.set_state(self.info.name, "running")
+        self._ledger = Ledger(self.home, self.info)
+        with contextlib.closing(self._ledger):
+            return self._run_with_ledger()
+
+    def _run_with_ledger(self) -> Outcome:
+        self._ledger.came_back = lambda num, seconds: self._journal.write(
+            "back", of="optuna", num=num, seconds=round(seconds, 1)
+        )
+        self._patiently(lambda: self._set_state("running"))
         self._publisher = Publisher(
             self.config,
             self.info,
             self.store,
             self.home,
-            self.study,
+            self._ledger,
             provenance=provenance(),
+            check=self._lease.check,
             told=self._told,
             say=self._say,
+            journal=self._journal,
         )
         planned = self._referee.add if self._referee else lambda _: None
-        self._asker = Asker(self.config, self.study, planned, whole=self._referee is not None)
+        self._asker = Asker(self.config, self._ledger, planned, whole=self._referee is not None)
         self._reconcile()
         while True:
+            self._lease.check_heard()
             reason = self._too_many_failed()
             if reason:
                 return self._end("failed", reason)
             self._fill_slots()
             if not self._in_flight and (self.progress.is_stopping or not self._asker.queue):
                 # An adaptive sampler may have waited for what only now is told.
-                self._publisher.drain(lambda: self._listen(self.progress))
-                if self.progress.is_stopping or not self._asker.ask():
+                self._drain()
+                if self.progress.is_stopping or not self._patiently(self._ask_now):
                     break
                 continue
             for event in self.executor.poll(timeout=0.2):
                 self._handle(event)
             self._answer_pauses()
             self._publisher.publish()
+            if self._ledger.retry.seconds > self._patience():
+                raise self._publisher.waiting_error()
             self._listen(self.progress)
             reason = self._too_many_failed()
             if reason:
@@ -245,18 +303,16 @@ class Driver:
     def _reconcile(self) -> None:
         """Replays what an earlier driver left behind."""
         self._publisher.adopt_spool()
-        trials = self.study.get_trials(deepcopy=False)
+        trials = self._patiently(self._ledger.trials)
         if not trials and self.store.states(self.info.name):
             raise SweepError(
                 f"the store has trials of {self.info.name!r} of which Optuna's database "
                 f"{self.home.optuna_name} knows nothing; go on from the folder in which the sweep "
                 "was started, or set LYAPSWEEP_HOME or LYAPSWEEP_OPTUNA to what was used there"
             )
-        self._publisher.drain(lambda: self._listen(self.progress))
-        left: list[FrozenTrial] = []
-        finished: list[FrozenTrial] = []
-        for frozen in self.study.get_trials(deepcopy=False):
-            (finished if frozen.state.is_finished() else left).append(frozen)
+        if self._drain():
+            trials = self._patiently(self._ledger.trials)
+        finished = [frozen for frozen in trials if frozen.state.is_finished()]
         for frozen in finished:
             epochs = int(frozen.user_attrs.get("epochs", self.config.epochs))
             self.progress.count(state_of(frozen), frozen.number, frozen.value, epochs)
@@ -265,13 +321,13 @@ class Driver:
         if self._referee and finished:
             for record in self.store.records(self.info.name):
                 self._referee.restore(_trace(record, self._referee.pruner.quantities))
-        self._asker.resume(left, finished)
+        self._patiently(lambda: self._asker.resume(trials))
         self._checkpoints.drop_all_but(self._asker.queue)
 
     def _fill_slots(self) -> None:
         submitted: list[tuple[Cohort, Resumption | None]] = []
         while not self.progress.is_stopping and self._in_flight < self.executor.num_slots:
-            if not self._asker.queue and not self._asker.ask():
+            if not self._asker.queue and not self._ask():
                 break
             cohort = self._asker.queue.popleft()
             due = [spec.number for spec in self._asker.due_of(cohort)]
@@ -280,15 +336,63 @@ class Driver:
                 self._say(f"trials {due[0]} to {due[-1]} go on from epoch {point.snapshot.epoch}")
             self.executor.submit(cohort, None if point is None else point.snapshot)
             self._in_flight += 1
+            epoch = 0 if point is None else point.snapshot.epoch
+            self._journal.write("training", trials=due, epoch=epoch)
             submitted.append((cohort, point))
         # While they train: nothing of a trial is recorded before the next poll.
         for cohort, point in submitted:
             for spec in self._asker.due_of(cohort):
                 self._begin(spec, point)
 
+    def _ask(self) -> bool:
+        """False where there is no next batch, or Optuna's database is silent: training goes on."""
+        if not self._ledger.retry.is_due:
+            return False
+        try:
+            return self._ask_now()
+        except StudyAwayError as error:
+            self._publisher.say_away(error)
+            return False
+
+    def _ask_now(self) -> bool:
+        before = len(self._asker.attempts)
+        is_asked = self._asker.ask()
+        if is_asked:
+            self._journal.write("asked", count=len(self._asker.attempts) - before)
+        return is_asked
+
+    def _drain(self) -> int:
+        """Publishes and tells all that waits; returns how much that was."""
+        num = self._publisher.num_waiting
+        self._publisher.drain(lambda: self._listen(self.progress), self._patience)
+        return num
+
+    def _set_state(self, state: str) -> None:
+        self._lease.check()
+        self.store.set_state(self.info.name, state)
+
+    def _patience(self) -> float:
+        """Seconds to wait for who is silent. Whoever asks for a stop wants no long wait."""
+        return 0.0 if self.progress.is_stopping else self.config.execution.patience
+
+    def _patiently(self, call: Callable[[], _T]) -> _T:
+        """Calls until store and ledger answer. For when nothing trains meanwhile."""
+        retry = Retry()
+        while True:
+            try:
+                return call()
+            except (StoreFullError, NoSuchSweepError):
+                raise
+            except (StoreError, StudyAwayError) as error:
+                retry.failed()
+                if retry.num >= len(RETRY_SECONDS) and retry.seconds >= self._patience():
+                    raise
+                self._announce(str(error))
+                time.sleep(retry.wait)
+
     def _begin(self, spec: TrialSpec, point: Resumption | None) -> None:
         number = spec.number
-        start = self._publisher.begin(spec, self._asker.trials[number], point)
+        start = self._publisher.begin(spec, self._asker.attempts[number], point)
         self._stand(number, 0 if point is None else point.snapshot.epoch)
         if self._referee:
             self._referee.begin(number, start.params)
@@ -407,6 +511,8 @@ class Driver:
 
     def _lose(self, cohort: Cohort, reason: str) -> None:
         self.progress.last = f"worker lost ({reason}); its trials are tried again"
+        due = [spec.number for spec in self._asker.due_of(cohort)]
+        self._journal.write("lost", trials=due, cause=reason)
         again = []
         for spec in self._asker.due_of(cohort):
             lost = self._lost_times
@@ -482,13 +588,20 @@ class Driver:
             self._referee.end(spec.number, ending.state, ending.value)
 
     def _told(self, header: TrialHeader) -> None:
-        self._asker.told(header.trial)
-        if header.trial in self._asker.trials:
+        self._asker.told(header)
+        if header.trial in self._asker.attempts:
             epochs = self.config.epochs if header.epochs is None else header.epochs
             self.progress.count(header.state, header.trial, header.value, epochs)
 
     def _say(self, line: str) -> None:
         self.progress.last = line
+
+    def _announce(self, line: str) -> None:
+        """Shows a line while nothing else happens."""
+        self._journal.write("note", text=line)
+        self._say(line)
+        logging.getLogger("lyapsweep").warning("%s", line)
+        self._listen(self.progress)
 
     def _too_many_failed(self) -> str:
         share = self.config.execution.max_failed_share
@@ -507,7 +620,7 @@ class Driver:
         for number in [*self.progress.running, *queued]:
             self._interrupt(number, reason)
         accounting.save_again(self.home, self.progress.epochs_again)
-        self.store.set_state(self.info.name, state)
+        self._patiently(lambda: self._set_state(state))
         self._listen(self.progress)
         return Outcome(state, self.progress, reason)
 
@@ -525,21 +638,3 @@ def _trace(record: records.TrialRecord, quantities: tuple[str, ...]) -> Trace:
         state=header.state,
         value=header.value,
     )
-
-
-def _open_study(home: Home, info: SweepInfo) -> optuna.Study:
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    options: dict[str, Any] = {}
-    if home.optuna_url.startswith("sqlite"):
-        options["connect_args"] = {"timeout": 30}
-    storage = optuna.storages.RDBStorage(home.optuna_url, engine_kwargs=options)
-    study = optuna.create_study(
-        storage=storage,
-        study_name=f"{info.name}-{info.sweep_id}",
-        direction="minimize",
-        load_if_exists=True,
-    )
-    # Before it makes a trial, `ask` looks for one that was enqueued, which none is, and to that
-    # end reads every unfinished trial again: most of its time in a large batch.
-    study._pop_waiting_trial_id = lambda: None  # type: ignore[method-assign]
-    return study

@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from pipeline import records, space
+from pipeline import plain_file, records, space
 from pipeline.home import Home
 from pipeline.provenance import provenance
 from pipeline.records import RecordError, TrialHeader
@@ -32,12 +32,13 @@ from pipeline.store import (
     Store,
     SweepInfo,
     TrialStart,
-    check_name,
+    hide_password,
+    info_of,
 )
 
 FORMAT = 1
 MANIFEST = "MANIFEST.json"
-_MOST_MANIFEST_BYTES = 256 * 2**20
+_MOST_MANIFEST_BYTES = 24 * 2**20
 _TRIAL = re.compile(r"trials/trial-(\d{5,})\.(parquet|safetensors)")
 _FINISHED = ("complete", "diverged", "pruned", "failed")
 
@@ -128,7 +129,8 @@ def check_free(parcel: Parcel, store: Store) -> None:
         there = store.sweep(parcel.info.name)
         if there.sweep_id != parcel.info.sweep_id:
             raise NameInUseError(
-                f"a sweep named {parcel.info.name!r} exists already in {store.uri} and is another "
+                f"a sweep named {parcel.info.name!r} exists already in "
+                f"{hide_password(store.uri)} and is another "
                 "one; import into another store"
             )
 
@@ -168,9 +170,7 @@ def import_sweep(
 def _manifest(source: Path) -> dict[str, dict[str, Any]]:
     path = source / MANIFEST
     try:
-        if path.stat().st_size > _MOST_MANIFEST_BYTES:
-            raise TransferError(f"{path}: too large for a manifest")
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = plain_file.json_of(path, _MOST_MANIFEST_BYTES)
         number, files = int(content["format"]), dict(content["files"])
         entries = {
             _safe(file, str(path)): {"bytes": int(e["bytes"]), "sha256": str(e["sha256"])}
@@ -180,7 +180,7 @@ def _manifest(source: Path) -> dict[str, dict[str, Any]]:
         raise TransferError(
             f"{source}: not an export of a sweep: it has no {MANIFEST}, which is written last"
         ) from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise TransferError(f"{path}: not a manifest ({error})") from error
     if number > FORMAT:
         raise TransferError(
@@ -197,11 +197,8 @@ def _manifest(source: Path) -> dict[str, dict[str, Any]]:
 
 def _info(path: Path) -> SweepInfo:
     try:
-        found = SweepInfo(**json.loads(path.read_text(encoding="utf-8")))
-        check_name(found.name)
-        if not isinstance(found.config, dict) or not isinstance(found.num_trials, int):
-            raise ValueError("config must be a mapping and num_trials a number")
-    except (ValueError, TypeError, RecursionError) as error:
+        found = info_of(plain_file.json_of(path))
+    except (OSError, ValueError) as error:
         raise TransferError(f"{path}: not a sweep description ({error})") from error
     if found.state not in ("interrupted", "complete", "failed"):
         raise TransferError(f"{path}: the state of an exported sweep cannot be {found.state!r}")

@@ -16,7 +16,7 @@ from dataclasses import asdict, replace
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline import records
+from pipeline import parquet_file, plain_file, records
 from pipeline.home import Home
 from pipeline.records import RecordError, TrialHeader, TrialRecord
 from pipeline.rows import Row
@@ -90,17 +90,28 @@ def unfinished(info: SweepInfo, home: Home) -> list[TrialRecord]:
 def _in_training(home: Home) -> list[TrialRecord]:
     path = home.unfinished
     try:
-        with path.open("rb") as source:
-            table = pq.read_table(source, use_threads=False)
+        with plain_file.opened(path) as source:
+            table = parquet_file.read(source)
         content = json.loads((table.schema.metadata or {})[_KEY])
         headers = [records.header_from_json(json.dumps(fields)) for fields in content]
-        table = table.select(records.SCHEMA.names).cast(records.SCHEMA)
+        table = records.to_schema(table)
+        numbers = table["trial"].to_numpy()
+        found = [TrialRecord(h, table.filter(pa.array(numbers == h.trial))) for h in headers]
+        for record in found:
+            records.check_rows(record.table, record.header.trial)
     except FileNotFoundError:
         return []
-    except (pa.ArrowException, OSError, ValueError, TypeError, KeyError) as error:
+    except (
+        pa.ArrowException,
+        OSError,
+        ValueError,
+        TypeError,
+        KeyError,
+        AttributeError,
+        RecursionError,
+    ) as error:
         brief = (str(error).splitlines() or [type(error).__name__])[0]
         raise RecordError(f"{path}: not what a driver writes ({brief}); delete it") from error
-    if not home.is_locked():
-        headers = [replace(header, state="interrupted") for header in headers]
-    numbers = table["trial"].to_numpy()
-    return [TrialRecord(h, table.filter(pa.array(numbers == h.trial))) for h in headers]
+    if home.is_locked():
+        return found
+    return [replace(one, header=replace(one.header, state="interrupted")) for one in found]

@@ -9,13 +9,15 @@ file is an error rather than a different experiment.
 import gzip
 import hashlib
 import importlib
+import io
 import os
+import stat
 import sys
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -26,6 +28,26 @@ FOLDER_VARIABLE = "LYAPSWEEP_DATA"
 
 class CorruptDataError(MissingDataError):
     """A file is there but is not the data set; the message names the file and the remedy."""
+
+
+def open_plain(path: Path) -> BinaryIO:
+    """A file to read from. Raises CorruptDataError for a pipe, which may never end, or a device."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise CorruptDataError(f"{path} must be a plain file")
+    return open(descriptor, "rb")
+
+
+def gunzipped(data: bytes, most: int, name: str) -> bytes:
+    """What was compressed, at most so many bytes. Raises CorruptDataError: damaged, or too much."""
+    try:
+        found = gzip.GzipFile(fileobj=io.BytesIO(data)).read(most + 1)
+    except (OSError, EOFError, zlib.error) as error:
+        raise CorruptDataError(f"{name} is a damaged gzip file: {error}") from error
+    if len(found) > most:
+        raise CorruptDataError(f"{name} must hold at most {most:,} bytes when unpacked")
+    return found
 
 
 @dataclass(frozen=True)
@@ -56,13 +78,17 @@ class DataFile:
         Raises CorruptDataError where they are not what the mirrors serve.
         """
         try:
-            data = path.read_bytes()
-            if path.name == Path(self.path).name + ".gz":
-                data = gzip.decompress(data)
+            # One byte more than there should be tells that there is too much.
+            with open_plain(path) as source:
+                if path.name == Path(self.path).name + ".gz":
+                    data = gzip.GzipFile(fileobj=source).read(self.size + 1)
+                else:
+                    data = source.read(self.size + 1)
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
             raise CorruptDataError(f"{path} is damaged: {error}") from error
         if len(data) != self.size:
-            raise CorruptDataError(f"{path} must hold {self.size} bytes, holds {len(data)}")
+            held = len(data) if len(data) < self.size else f"more than {self.size}"
+            raise CorruptDataError(f"{path} must hold {self.size} bytes, holds {held}")
         digest = hashlib.sha256(data).hexdigest()
         if digest != self.sha256:
             raise CorruptDataError(f"{path} must have sha256 {self.sha256}, has {digest}")

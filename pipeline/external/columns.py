@@ -5,6 +5,7 @@ What a column must be whatever it is about; what its values must be to each othe
 """
 
 import hashlib
+import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipeline import parquet_file, plain_file
 from pipeline.external.mapping import Mapping
+
+_MOST_BYTES = 2**29
 
 
 class TableError(ValueError):
@@ -43,9 +47,11 @@ class Columns:
     ) -> "Columns":
         """The columns that are needed, and of the settings those that are here."""
         try:
-            content = path.read_bytes()
-            source = pq.ParquetFile(pa.BufferReader(content))
-            have = source.schema_arrow.names
+            with plain_file.opened(path) as source:
+                content = source.read(_MOST_BYTES + 1)
+            if len(content) > _MOST_BYTES:
+                raise TableError(f"{path}: must be smaller than {_MOST_BYTES:,} bytes")
+            have = pq.read_schema(pa.BufferReader(content)).names
             wanted = {mapping.trial, *needed, *filter(None, optional)}
             missing = sorted(wanted - set(have))
             if missing:
@@ -57,16 +63,17 @@ class Columns:
             if twice:
                 raise TableError(f"{path}: columns must have distinct names, twice: {twice[0]}")
             wanted |= set(mapping.settings) & set(have)
-            table = source.read(columns=sorted(wanted)).combine_chunks()
+            table = parquet_file.read(io.BytesIO(content), sorted(wanted)).combine_chunks()
         except OSError as error:
-            reason = error.strerror or str(error).splitlines()[0]
+            reason = error.strerror or brief(error)
             raise TableError(f"{path}: cannot be read as Parquet ({reason})") from error
-        except pa.ArrowException as error:
-            reason = str(error).strip().splitlines()[0]
-            raise TableError(f"{path}: not a readable Parquet file ({reason})") from error
+        except (pa.ArrowException, ValueError, KeyError, MemoryError) as error:
+            if isinstance(error, TableError):
+                raise
+            raise TableError(f"{path}: not a readable Parquet file ({brief(error)})") from error
         if table.num_rows == 0:
             raise TableError(f"{path}: holds no line")
-        columns = {n: _decoded(table[n]) for n in table.column_names}
+        columns = {n: _whole(table[n]) for n in table.column_names}
         file = {"name": path.name, "sha256": hashlib.sha256(content).hexdigest()}
         return cls(path, columns, mapping.trial, file)
 
@@ -149,8 +156,11 @@ class Columns:
         }
 
 
-def _decoded(column: pa.ChunkedArray) -> pa.Array:
-    if pa.types.is_dictionary(column.type):
-        column = column.cast(column.type.value_type)
+def brief(error: Exception) -> str:
+    """The first line of an error, short enough to be read."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+
+
+def _whole(column: pa.ChunkedArray) -> pa.Array:
     whole = column.combine_chunks()
     return whole if isinstance(whole, pa.Array) else pa.concat_arrays(whole.chunks)

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import TypeAdapter, ValidationError
 
 from pipeline.conf_file import read_tree
-from pipeline.faults import ConfigError
+from pipeline.faults import ConfigError, clipped
 from pipeline.space import KINDS
 from tasks.base import Bounds, Config
 from tasks.networks.base import StateConvention
@@ -160,7 +160,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Mapping:
         return TypeAdapter(Mapping).validate_json(json.dumps(tree, allow_nan=False))
     except ValidationError as error:
         faults = error.errors(include_url=False)
-        raise ConfigError("\n".join(_fault(where, fault) for fault in faults)) from error
+        raise ConfigError("\n".join(clipped(_fault(where, fault)) for fault in faults)) from error
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{where}: holds a value that is not a plain one ({error})") from error
 

@@ -24,6 +24,7 @@ from pipeline import catalog, config, records, sampling, sweep
 from pipeline.executors.inline import InlineExecutor
 from pipeline.folder_store import FolderStore
 from pipeline.home import Home
+from pipeline.ledger import Ledger
 from pipeline.mlflow_store import MlflowStore
 from pipeline.store import NoSuchSweepError, open_store
 
@@ -34,7 +35,9 @@ CALLS = {
     "ask": [(optuna.Study, "ask")],
     "suggest": [(sampling, "suggest")],
     "suggest_float": [(optuna.trial.Trial, "suggest_float")],
-    "attempt": [(optuna.trial.Trial, "set_user_attr")],
+    "ask_ledger": [(Ledger, "ask")],
+    "create_trial": [(optuna.storages.RDBStorage, "create_new_trial")],
+    "attempt": [(Ledger, "note")],
     "begin": [(s, "begin_trial") for s in STORES],
     "submit": [(InlineExecutor, "submit")],
     "train": [(InlineExecutor, "poll")],
@@ -45,7 +48,7 @@ CALLS = {
     "log_batch": [(MlflowClient, "log_batch")],
     "log_artifact": [(MlflowClient, "log_artifact")],
     "set_terminated": [(MlflowClient, "set_terminated")],
-    "tell": [(optuna.Study, "tell")],
+    "tell": [(Ledger, "tell")],
     "unlink": [(Path, "unlink")],
 }
 

@@ -16,7 +16,7 @@ import optuna
 import pyarrow.compute as pc
 import pytest
 
-from pipeline import config, publishing, records, sweep
+from pipeline import config, records, retrying, sweep
 from pipeline.executors.base import Lost, Raised, Reached, Stopped
 from pipeline.executors.inline import InlineExecutor
 from pipeline.home import Home, LockedError
@@ -655,7 +655,7 @@ def test_a_killed_ray_worker_needs_no_command(tmp_path, local_ray, reference):
 @pytest.fixture
 def impatient(monkeypatch):
     """Silent stores are tried again at once, and not for a minute."""
-    monkeypatch.setattr(publishing, "RETRY_SECONDS", (0.001,) * 7)
+    monkeypatch.setattr(retrying, "RETRY_SECONDS", (0.001,) * 7)
 
 
 @pytest.mark.parametrize("method", ["publish", "begin_trial"])
@@ -725,6 +725,7 @@ def test_a_database_locked_for_longer_than_mlflow_waits_costs_nothing(
 
 
 def test_a_store_that_stays_away_loses_nothing(tiny, reference, impatient, monkeypatch):
+    tiny.tree = conf(execution={**CONF["execution"], "patience": 0})
     store = tiny.store
 
     def gone(self, *_):
@@ -831,6 +832,7 @@ def test_a_home_that_knows_nothing_of_the_sweep_is_refused(tiny):
 
 
 def test_a_spool_of_another_sweep_of_the_same_name_is_refused(tiny, impatient, monkeypatch):
+    tiny.tree = conf(execution={**CONF["execution"], "patience": 0})
     store = tiny.store
 
     def gone(self, *_):
@@ -895,6 +897,8 @@ EVERYWHERE = (
     "ask",
     "suggest",
     "suggest_float",
+    "ask_ledger",
+    "create_trial",
     "attempt",
     "begin",
     "submit",

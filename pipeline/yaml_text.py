@@ -1,0 +1,90 @@
+"""YAML that a person wrote, looked through before anything is made of it.
+
+Loaders resolve anchors and nest as deep as they are told: ten lines can stand for a billion values,
+and a file of brackets ends in Python's own stack. So the events of the text are counted first, an
+alias with all that it stands for, and whatever is beyond any conf is refused with a ConfigError.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pipeline import plain_file
+from pipeline.faults import ConfigError
+
+MOST_BYTES = 2**18
+MOST_VALUES = 20_000
+MOST_LEVELS = 50
+_MOST_DIGITS = 1_000
+_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+def read(path: Path) -> str:
+    """The text of a file that `check` has nothing against. Raises ConfigError."""
+    try:
+        with plain_file.opened(path) as source:
+            text = source.read(MOST_BYTES + 1).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 text ({error.reason})") from error
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror or error})") from error
+    check(text, str(path))
+    return text
+
+
+def check(text: str, where: str, said: str = "") -> None:
+    """Raises ConfigError, which begins with `where`; `said` goes before `not valid YAML`."""
+    if len(text) > MOST_BYTES:
+        raise ConfigError(f"{where}: must be smaller than {MOST_BYTES:,} bytes")
+    try:
+        _check_events(text, where)
+    except yaml.MarkedYAMLError as error:
+        line = f" line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise ConfigError(f"{where}{line}: {said}not valid YAML ({error.problem})") from error
+    except (yaml.YAMLError, ValueError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(
+            f"{where}: {said}not valid YAML ({str(error).splitlines()[0]})"
+        ) from error
+
+
+def _check_events(text: str, where: str) -> None:
+    sizes: dict[str, int | None] = {}
+    """Values below an anchor; None while it is open."""
+    open_: list[tuple[str | None, int]] = []
+    count = 0
+    for event in yaml.parse(text, Loader=_LOADER):
+        line = f"{where} line {event.start_mark.line + 1}"
+        if isinstance(event, yaml.CollectionStartEvent):
+            open_.append((event.anchor, count))
+            count += 1
+            if event.anchor:
+                sizes[event.anchor] = None
+            if len(open_) > MOST_LEVELS:
+                raise ConfigError(f"{line}: must be nested no deeper than {MOST_LEVELS} levels")
+        elif isinstance(event, yaml.CollectionEndEvent):
+            anchor, before = open_.pop()
+            if anchor:
+                sizes[anchor] = count - before
+        elif isinstance(event, yaml.ScalarEvent):
+            count += 1
+            if event.anchor:
+                sizes[event.anchor] = 1
+            is_number = event.style is None and event.value[:1] in "+-.0123456789"
+            if is_number and len(event.value) > _MOST_DIGITS:
+                raise ConfigError(f"{line}: a number has at most {_MOST_DIGITS} digits")
+        elif isinstance(event, yaml.AliasEvent):
+            size = sizes.get(event.anchor, 0)
+            if size is None:
+                raise ConfigError(
+                    f"{line}: not valid YAML (*{event.anchor} must not stand within "
+                    f"&{event.anchor})"
+                )
+            count += size
+        if count > MOST_VALUES:
+            raise ConfigError(
+                f"{line}: must hold at most {MOST_VALUES:,} values, each alias counted with what "
+                "it stands for"
+            )
