@@ -13,7 +13,7 @@ READY := .venv/.ready-$(shell pwd -P | cksum | cut -d ' ' -f 1)
 UNFINISHED := .venv/.unfinished
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 
-.PHONY: help setup demo findings test lint bench bench-engine bench-sweep bench-report bench-scale clean
+.PHONY: help setup demo findings test chaos lint bench bench-engine bench-sweep bench-report bench-scale clean
 
 help: ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 16
@@ -73,6 +73,21 @@ findings: $(READY) ## the numbers and figures of docs/findings.md again, from it
 
 test: $(READY) ## run the tests, except the slow proofs
 	@$(BIN)/pytest $(ARGS)
+
+chaos: $(READY) ## sweeps in a storm of 200 faults (an hour): LYAPSWEEP_CHAOS_FAULTS, LYAPSWEEP_CHAOS_SEED
+	@OMP_NUM_THREADS=1 $(BIN)/pytest -vv -m slow tests/chaos $(ARGS)
+
+fuzz: $(READY) ## read 70,000 hostile files of every kind (FUZZ_SEED=1 other ones; ARGS="-k records")
+	@nice $(BIN)/pytest -m slow tests/fuzz $(ARGS)
+
+audit: $(READY) ## whether every pinned version is still served, and none was withdrawn
+	@report=$$(mktemp) && trap 'rm -f "$$report"' EXIT && \
+	$(PIP) install --dry-run --ignore-installed --no-deps --constraint constraints.txt \
+	  --requirement constraints.txt > "$$report" 2>&1 || { tail -n 5 "$$report" >&2; exit 1; }; \
+	if grep -i 'yanked version' "$$report"; then \
+	  echo "withdrawn by their authors: change these pins in constraints.txt" >&2; exit 1; \
+	fi; \
+	echo "all $$(grep -c '^[^#]*==' constraints.txt) pinned versions are served, none is withdrawn"
 
 lint: $(READY) ## ruff (check and format), mypy --strict, import rules
 	$(BIN)/ruff check .
