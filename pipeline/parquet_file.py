@@ -21,6 +21,7 @@ _MOST_ROWS = 50_000_000
 _AT_A_TIME = 2**26
 _AT_ONCE = 4096
 _WIDTH = 8
+_FEWEST = 512
 
 
 class TooLargeError(ValueError):
@@ -103,4 +104,4 @@ def _rows_at_a_time(metadata: pq.FileMetaData, most: int) -> int | None:
         raise TooLargeError(f"must take at most {most:,} bytes unpacked, takes {unpacked:,}")
     if metadata.num_rows * unpacked <= most:
         return None
-    return max(1, _AT_A_TIME // max(1, int(unpacked)))
+    return max(_FEWEST, _AT_A_TIME // max(1, int(unpacked)))

@@ -4,6 +4,7 @@ Opening a pipe waits for whoever writes to it, reading a device never ends, and 
 unfold to more than there is memory for.
 """
 
+import errno
 import json
 import os
 import stat
@@ -26,7 +27,10 @@ def opened(path: Path) -> BinaryIO:
     """For reading. Raises OSError, NotPlainError among them."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        mode = os.fstat(descriptor).st_mode
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        if not stat.S_ISREG(mode):
             raise NotPlainError(f"{path}: must be a plain file")
         return open(descriptor, "rb")
     except BaseException:

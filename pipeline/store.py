@@ -211,10 +211,14 @@ def hide_password(uri: str, text: str | None = None) -> str:
     for key, values in asked.items():
         if "password" in key.lower() or "secret" in key.lower():
             secret_words |= set(values)
-    for secret in {*secret_words, *map(unquote, secret_words), *map(quote, secret_words)} - {""}:
+    for secret in {*secret_words, *map(unquote, secret_words), *map(_quoted, secret_words)} - {""}:
         text = text.replace(f":{secret}@", ":***@").replace(f"password={secret}", "password=***")
         text = text.replace(f"={secret}", "=***")
     return text
+
+
+def _quoted(word: str) -> str:
+    return quote(word, safe="")
 
 
 def store_uri(uri: str | None = None) -> str:

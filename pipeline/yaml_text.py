@@ -55,6 +55,7 @@ def _check_events(text: str, where: str) -> None:
     """Values below an anchor; None while it is open."""
     open_: list[tuple[str | None, int]] = []
     count = 0
+    event: Any
     for event in yaml.parse(text, Loader=_LOADER):
         line = f"{where} line {event.start_mark.line + 1}"
         if isinstance(event, yaml.CollectionStartEvent):
@@ -76,7 +77,7 @@ def _check_events(text: str, where: str) -> None:
             if is_number and len(event.value) > _MOST_DIGITS:
                 raise ConfigError(f"{line}: a number has at most {_MOST_DIGITS} digits")
         elif isinstance(event, yaml.AliasEvent):
-            size = sizes.get(event.anchor, 0)
+            size = sizes.get(str(event.anchor), 0)
             if size is None:
                 raise ConfigError(
                     f"{line}: not valid YAML (*{event.anchor} must not stand within "

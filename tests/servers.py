@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -149,16 +150,19 @@ class Postgres:
 
 
 @contextlib.contextmanager
-def postgres(folder: Path) -> Iterator[Postgres]:
+def postgres() -> Iterator[Postgres]:
+    """In a folder of its own: that of pytest is closed to others whenever another pytest starts."""
     programs = postgres_programs()
     assert programs is not None
-    server = Postgres(folder, programs)
-    server.create()
-    server.start()
+    folder = Path(tempfile.mkdtemp(prefix="lyapsweep-"))
+    server = Postgres(folder / "postgres", programs)
     try:
+        server.create()
+        server.start()
         yield server
     finally:
         server.stop()
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @dataclass

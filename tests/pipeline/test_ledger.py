@@ -306,10 +306,10 @@ def test_a_fault_that_waiting_does_not_mend_ends_the_driver_at_once(tmp_path, em
 
 
 @pytest.fixture(scope="module")
-def postgres(tmp_path_factory):
+def postgres():
     if servers.postgres_programs() is None:
         pytest.skip("no PostgreSQL here (Debian: apt-get install postgresql)")
-    with servers.postgres(tmp_path_factory.mktemp("servers") / "postgres") as server:
+    with servers.postgres() as server:
         yield server
 
 

@@ -34,8 +34,8 @@ pytestmark = pytest.mark.skipif(
 
 
 @pytest.fixture(scope="module")
-def postgres(tmp_path_factory):
-    with servers.postgres(tmp_path_factory.mktemp("servers") / "postgres") as server:
+def postgres():
+    with servers.postgres() as server:
         yield server
 
 
