@@ -71,8 +71,10 @@ findings: $(READY) ## the numbers and figures of docs/findings.md again, from it
 	@$(BIN)/python docs/findings/quoted.py $(KEPT) --reports $(FINDINGS)
 	@git --no-pager diff --stat -- docs/findings docs/findings.md || true
 
+# A file of tests is one worker's, so that what it starts is started once; each worker has one core.
+JOBS ?= $(shell cores=$$(nproc); echo $$((cores < 4 ? cores : 4)))
 test: $(READY) ## run the tests, except the slow proofs
-	@$(BIN)/pytest $(ARGS)
+	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/pytest --numprocesses $(JOBS) --dist loadfile $(ARGS)
 
 chaos: $(READY) ## sweeps in a storm of 200 faults (an hour): LYAPSWEEP_CHAOS_FAULTS, LYAPSWEEP_CHAOS_SEED
 	@OMP_NUM_THREADS=1 $(BIN)/pytest -vv -m slow tests/chaos $(ARGS)

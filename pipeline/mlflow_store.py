@@ -269,7 +269,12 @@ class MlflowStore:
     @_guarded
     def set_note(self, name: str, key: str, text: str | None) -> None:
         """Sets the tag; an empty one is none."""
-        self._connect().set_tag(self._require_parent(name), f"{_PREFIX}{key}", text or "")
+        client, parent = self._connect(), self._require_parent(name)
+        try:
+            client.set_tag(parent, f"{_PREFIX}{key}", text or "")
+        except MlflowException:
+            # Of two that make a tag at the same moment MLflow lets one fail; now it is there.
+            client.set_tag(parent, f"{_PREFIX}{key}", text or "")
 
     @_guarded
     def begin_trial(self, name: str, start: TrialStart) -> None:

@@ -174,8 +174,12 @@ class RayExecutor(Crew[Any]):
 
     def poll(self, timeout: float) -> Sequence[Event]:
         """As of every crew; a cluster without a worker is waited for."""
-        if self._cluster.is_joined and time.monotonic() >= self._resized + _RESIZE_SECONDS:
-            self._resize()
+        if time.monotonic() >= self._resized + _RESIZE_SECONDS:
+            self._resized = time.monotonic()
+            if self._cluster.is_joined:
+                self._resize()
+            elif not self._cluster.is_alive():
+                raise ExecutorError("the local Ray is gone; resume starts another")
         if self._starting and not self._busy:
             self._welcome(self._wait(list(self._starting), timeout))
         return super().poll(timeout)
@@ -209,7 +213,6 @@ class RayExecutor(Crew[Any]):
 
     def _resize(self) -> None:
         """As many workers as were asked for, or else as there is room for."""
-        self._resized = time.monotonic()
         wanted = self._asked
         if wanted is None:
             try:

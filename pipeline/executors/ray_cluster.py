@@ -68,6 +68,13 @@ class Cluster:
                 found += min(fits)
         return found
 
+    def is_alive(self) -> bool:
+        """Whether some node can train. A dead one is known to be after half a minute."""
+        try:
+            return any(node["Alive"] for node in self.ray.nodes())
+        except (self.ray.exceptions.RayError, OSError, RuntimeError):
+            return False
+
     def close(self) -> None:
         """Leaves Ray, and ends it where it was started here."""
         if self._is_ours:
