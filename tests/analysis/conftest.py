@@ -26,8 +26,9 @@ def _quick_variants() -> dict[str, Predictor]:
     }
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def _small_resampling() -> Iterator[None]:
+    """By module: other folders of tests want the real ones in the same process."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(correlations, "NUM_RESAMPLES", 200)
         patch.setattr(evaluate, "NUM_REPEATS", 1)
