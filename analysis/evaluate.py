@@ -26,6 +26,7 @@ from analysis import divergence as dv
 from analysis import features as ft
 from analysis.frame import EarlyView, SweepFrame
 from analysis.inputs import Group
+from analysis.parallel import each
 from analysis.predictors.base import CannotPredictError, Prediction, Predictor
 from analysis.statistics import correlation, separation
 from pipeline import catalog
@@ -75,17 +76,24 @@ def compare(frame: SweepFrame) -> Comparison:
     is_log = bool((target > 0).all())
     epochs = [e for e in frame.measured_epochs if e < frame.final_epoch]
     early = [e for e in epochs if e <= frame.final_epoch / 2] or epochs[:1]
-    scores, regions = [], []
-    for epoch in epochs:
+    region_epoch = early[-1] if early else -1
+
+    def at(epoch: int) -> tuple[list[dict[str, object]], list[dict[str, object]]]:
         ahead = _drawn(transformed.reindex(frame.target_at(epoch).index))
         view = _of(ft.early_view(frame, epoch), ahead.index)
+        scores, regions = [], []
+        # Made for each epoch: a predictor remembers what it was fitted on.
         for name, predictor in variants().items():
             scores.append({"epoch": epoch, "predictor": name, **_score(view, ahead, predictor)})
-            if epoch == early[-1] and not predictor.is_costly:
+            if epoch == region_epoch and not predictor.is_costly:
                 regions += _regions(view, ahead, name, predictor)
-    region_epoch = early[-1] if early else -1
+        return scores, regions
+
+    found = each(at, epochs)
+    scores = pd.DataFrame([line for part, _ in found for line in part])
+    regions = pd.DataFrame([line for _, part in found for line in part])
     note = _note(max((len(frame.target_at(epoch)) for epoch in epochs), default=0))
-    return Comparison(pd.DataFrame(scores), pd.DataFrame(regions), region_epoch, is_log, note)
+    return Comparison(scores, regions, region_epoch, is_log, note)
 
 
 def _note(num: int) -> str:
