@@ -15,17 +15,15 @@ import tempfile
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import get_args
 
 from analysis.frame import AnalysisError
 from analysis.hypotheses import Plan, hash_of, plan_of
-from pipeline.records import TrialState
+from pipeline.records import FINISHED
 from pipeline.rows import now_ms
 from pipeline.store import Store
 
 FORMAT = 1
 FOLDER, FILE = "preregistration", "preregistration.json"
-_ENDED = get_args(TrialState)
 _MOST_BYTES = 1_000_000
 # The year 9999, the last that dates can have.
 _END_OF_TIME_MS = 253_370_764_800_000
@@ -80,7 +78,7 @@ def register(
             f"{former.sha256[:12]}…), another than this one ({plan.sha256[:12]}…); the report "
             "shows deviations from it, or start another sweep"
         )
-    num_ended = sum(state in _ENDED for state in store.states(name).values())
+    num_ended = sum(state in FINISHED for state in store.states(name).values())
     has_ended = info.state == "complete" or num_ended >= info.num_trials
     if has_ended and not after_the_fact:
         raise PreregistrationError(

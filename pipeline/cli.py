@@ -171,6 +171,7 @@ def status(
     from collections import Counter
 
     from pipeline.home import Home
+    from pipeline.records import FINISHED
     from pipeline.store import check_name, open_store
 
     opened = open_store(store)
@@ -181,7 +182,7 @@ def status(
     rows = []
     for info in infos:
         counts = Counter(opened.states(info.name).values())
-        done = sum(counts[s] for s in ("complete", "diverged", "pruned", "failed"))
+        done = sum(counts[s] for s in FINISHED)
         created = time.strftime("%Y-%m-%d %H:%M", time.localtime(info.created_ms / 1000))
         counted = ", ".join(f"{n} {state}" for state, n in sorted(counts.items()))
         state = info.state

@@ -25,12 +25,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline import parquet_file, plain_file, records
-from pipeline.records import RecordError, TrialRecord
+from pipeline.records import FINISHED, RecordError, TrialRecord
 from pipeline.store import Store, SweepInfo
 
 FOLDER, MANIFEST, FORMAT = "compact", "compact.json", 1
 TRIALS_A_PART = 1000
-_FINISHED = ("complete", "diverged", "pruned", "failed")
 # Above this share of trials that are not in the parts, all are read from their own files.
 _MOST_MISSING = 0.1
 _MOST_BYTES = 2**32  # of a part: a thousand trials with large spectra
@@ -51,7 +50,7 @@ class Compacted:
 def compact(store: Store, name: str, listener: Listener = lambda done, total: None) -> Compacted:
     """Writes the parts anew from the trials' own files. Raises StoreError, RecordError, OSError."""
     info = store.sweep(name)
-    total = sum(state in _FINISHED for state in store.states(name).values())
+    total = sum(state in FINISHED for state in store.states(name).values())
     with tempfile.TemporaryDirectory(prefix="lyapsweep-") as root:
         folder = Path(root)
         numbers: list[int] = []
@@ -86,7 +85,7 @@ def all_records(store: Store, name: str) -> Iterator[TrialRecord]:
     if not found:
         yield from store.records(name)
         return
-    finished = [n for n, state in store.states(name).items() if state in _FINISHED]
+    finished = [n for n, state in store.states(name).items() if state in FINISHED]
     missing = [n for n in finished if n not in found]
     if len(missing) > _MOST_MISSING * len(finished):
         yield from store.records(name)

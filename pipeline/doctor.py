@@ -25,11 +25,10 @@ from pipeline.config import hash_of
 from pipeline.home import Home, LockedError
 from pipeline.lease import holder
 from pipeline.publishing import state_of
-from pipeline.records import RecordError, TrialRecord
+from pipeline.records import FINISHED, RecordError, TrialRecord
 from pipeline.store import Entry, Store, SweepInfo
 
 Kind = Literal["lost", "wrong", "untidy"]
-FINISHED = ("complete", "diverged", "pruned", "failed")
 # Of one that ended well, every epoch has it; the sampler is told that of the last.
 _LOSS = "val_loss"
 

@@ -48,7 +48,7 @@ from pipeline.mlflow_place import (
     sqlite_path,
 )
 from pipeline.mlflow_tags import tagged_runs
-from pipeline.records import RecordError, TrialRecord
+from pipeline.records import FINISHED, RecordError, TrialRecord
 from pipeline.sqlite_files import fold
 from pipeline.store import (
     Entry,
@@ -74,7 +74,6 @@ _RUN_STATUS = {
     "pruned": "FINISHED",
     "failed": "FAILED",
 }
-_FINISHED = ("complete", "diverged", "pruned", "failed")
 
 _TRIAL_NUMBER = re.compile(r"[0-9]{1,10}")
 
@@ -378,7 +377,7 @@ class MlflowStore:
     def remove_entry(self, name: str, key: str) -> None:
         """Deletes a run, as MLflow deletes: `mlflow gc` makes it final."""
         run = self._connect().get_run(key)
-        if run.data.tags.get(_SWEEP) != name or run.data.tags.get(_STATE) in _FINISHED:
+        if run.data.tags.get(_SWEEP) != name or run.data.tags.get(_STATE) in FINISHED:
             raise StoreError(f"run {key} is not an unfinished one of {name!r}; it stays")
         self._connect().delete_run(key)
         self.forget()
@@ -387,7 +386,7 @@ class MlflowStore:
     def records(self, name: str) -> Iterator[TrialRecord]:
         """Reads each finished run's Parquet and checks its sha256."""
         self.sweep(name)
-        runs = [r for r in self._search(name) if r.data.tags[_STATE] in _FINISHED]
+        runs = [r for r in self._search(name) if r.data.tags[_STATE] in FINISHED]
         runs.sort(key=lambda run: int(run.data.tags[_NUMBER]))
         return self._read_all(runs)
 
@@ -397,7 +396,7 @@ class MlflowStore:
         self.sweep(name)
         run_id = self._trials(name).get(number)
         run = None if run_id is None else self._connect().get_run(run_id)
-        if run is None or run.data.tags[_STATE] not in _FINISHED:
+        if run is None or run.data.tags[_STATE] not in FINISHED:
             raise KeyError(f"sweep {name!r} has no finished trial {number}")
         return self._read(run)
 
@@ -515,7 +514,7 @@ class MlflowStore:
                 number = int(run.data.tags[_NUMBER])
                 if number not in self._runs[name]:
                     self._runs[name][number] = run.info.run_id
-                elif run.data.tags[_STATE] not in _FINISHED:
+                elif run.data.tags[_STATE] not in FINISHED:
                     self._doubles[name].append(run.info.run_id)
         return self._runs[name]
 
@@ -563,7 +562,7 @@ class MlflowStore:
 
 def _preference(run: Any) -> tuple[bool, int, str]:
     """Of several runs of a trial, the smallest is the trial's."""
-    return run.data.tags[_STATE] not in _FINISHED, run.info.start_time, run.info.run_id
+    return run.data.tags[_STATE] not in FINISHED, run.info.start_time, run.info.run_id
 
 
 def _sound(runs: list[Any]) -> list[Any]:

@@ -34,6 +34,8 @@ HEADER_KEY = b"lyapsweep.trial"
 VERSION_KEY = b"lyapsweep.schema_version"
 
 TrialState = Literal["complete", "diverged", "pruned", "failed", "running", "interrupted"]
+FINISHED = ("complete", "diverged", "pruned", "failed")
+"""The states of trials that need no more training."""
 
 SCHEMA = pa.schema(
     [

@@ -25,7 +25,7 @@ from typing import Any
 from pipeline import plain_file, records, space
 from pipeline.home import Home
 from pipeline.provenance import provenance
-from pipeline.records import RecordError, TrialHeader
+from pipeline.records import FINISHED, RecordError, TrialHeader
 from pipeline.store import (
     NameInUseError,
     NoSuchSweepError,
@@ -40,7 +40,6 @@ FORMAT = 1
 MANIFEST = "MANIFEST.json"
 _MOST_MANIFEST_BYTES = 24 * 2**20
 _TRIAL = re.compile(r"trials/trial-(\d{5,})\.(parquet|safetensors)")
-_FINISHED = ("complete", "diverged", "pruned", "failed")
 
 Listener = Callable[[int, int], None]
 
@@ -77,7 +76,7 @@ def export_sweep(
     try:
         _write_json(partial / "sweep.json", asdict(info))
         (partial / "trials").mkdir()
-        numbers = [n for n, state in store.states(name).items() if state in _FINISHED]
+        numbers = [n for n, state in store.states(name).items() if state in FINISHED]
         for done, number in enumerate(numbers):
             listener(done, len(numbers))
             store.fetch_trial(name, number, partial / "trials")
@@ -152,7 +151,7 @@ def import_sweep(
         except NoSuchSweepError:
             store.create_sweep(replace(info, state="running"))
         there = store.states(info.name)
-        due = [n for n in parcel.trials if there.get(n) not in _FINISHED]
+        due = [n for n in parcel.trials if there.get(n) not in FINISHED]
         log_scaled = _log_scaled(info.config)
         for done, number in enumerate(due):
             listener(done, len(due))

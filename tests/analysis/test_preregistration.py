@@ -111,6 +111,16 @@ def test_after_the_end_it_is_refused_or_called_so(
     assert preregistration_of(store, "made-up") == made
 
 
+def test_trials_in_training_have_not_ended(tmp_path: Path) -> None:
+    """All have begun, none more has ended: it is not too late for a plan."""
+    store = running(tmp_path, 3)
+    for number in range(3, 20):
+        store.begin_trial("made-up", TrialStart(number, f"uid/{number}", 1, {}, (), 1))
+    store.interrupt_trial("made-up", 4, "worker lost")
+    made, _ = register(store, "made-up", plan())
+    assert (made.num_ended, made.num_trials, made.is_after) == (3, 20, False)
+
+
 def test_a_flag_does_not_make_an_early_plan_late(tmp_path: Path) -> None:
     made, _ = register(running(tmp_path, 3), "made-up", plan(), after_the_fact=True)
     assert not made.is_after
