@@ -204,16 +204,7 @@ class Publisher:
                     f"{path} is of another sweep that was named {self._info.name!r} too; "
                     "move it elsewhere or delete it"
                 )
-            self._starts[header.trial] = TrialStart(
-                number=header.trial,
-                uid=header.trial_uid,
-                seed=header.seed,
-                params=header.params,
-                sampled=header.sampled,
-                start_ms=header.start_ms,
-                attempt=header.attempt,
-                log_scaled=self._log_scaled,
-            )
+            self._starts[header.trial] = TrialStart.of(header, self._log_scaled)
             self._unbegun.add(header.trial)
             self._waiting.append(path)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import parse_qs, quote, unquote, urlparse
 
-from pipeline.records import TrialRecord
+from pipeline.records import TrialHeader, TrialRecord
 
 DEFAULT_URI = "sqlite:///mlflow.db"
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -75,6 +75,20 @@ class TrialStart:
     start_ms: int
     attempt: int = 1
     log_scaled: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, header: TrialHeader, log_scaled: tuple[str, ...] = ()) -> "TrialStart":
+        """How a trial that is on record began."""
+        return cls(
+            number=header.trial,
+            uid=header.trial_uid,
+            seed=header.seed,
+            params=header.params,
+            sampled=header.sampled,
+            start_ms=header.start_ms,
+            attempt=header.attempt,
+            log_scaled=log_scaled,
+        )
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from typing import Any
 from pipeline import plain_file, records, space
 from pipeline.home import Home
 from pipeline.provenance import provenance
-from pipeline.records import FINISHED, RecordError, TrialHeader
+from pipeline.records import FINISHED, RecordError
 from pipeline.store import (
     NameInUseError,
     NoSuchSweepError,
@@ -156,7 +156,7 @@ def import_sweep(
         for done, number in enumerate(due):
             listener(done, len(due))
             path = source / "trials" / f"trial-{number:05d}.parquet"
-            store.begin_trial(info.name, _start(records.read(path).header, log_scaled))
+            store.begin_trial(info.name, TrialStart.of(records.read(path).header, log_scaled))
             store.publish(info.name, path)
         listener(len(due), len(due))
         for file in parcel.attached:
@@ -215,19 +215,6 @@ def _check_record(path: Path, number: int, info: SweepInfo) -> None:
             f"{path}: must be trial {number} of {info.name!r} ({expected[2]}), is trial "
             f"{header.trial} of {header.sweep!r} ({header.trial_uid})"
         )
-
-
-def _start(header: TrialHeader, log_scaled: tuple[str, ...]) -> TrialStart:
-    return TrialStart(
-        number=header.trial,
-        uid=header.trial_uid,
-        seed=header.seed,
-        params=header.params,
-        sampled=header.sampled,
-        start_ms=header.start_ms,
-        attempt=header.attempt,
-        log_scaled=log_scaled,
-    )
 
 
 def _log_scaled(config: dict[str, Any]) -> tuple[str, ...]:

@@ -252,16 +252,6 @@ def _publish(record: TrialRecord, store: Store, home: Home) -> None:
     header = record.header
     path = home.spool_path(header.trial)
     records.write(record, path)
-    store.begin_trial(
-        header.sweep,
-        TrialStart(
-            number=header.trial,
-            uid=header.trial_uid,
-            seed=header.seed,
-            params=header.params,
-            sampled=header.sampled,
-            start_ms=header.start_ms,
-        ),
-    )
+    store.begin_trial(header.sweep, TrialStart.of(header))
     store.publish(header.sweep, path)
     path.unlink()
