@@ -223,20 +223,24 @@ class TcpProxy(_Proxy):
         server.settimeout(None)
         with self._lock:
             self._open.add(client)
-        there = threading.Thread(target=self._pump, args=(client, server, False), daemon=True)
+        there = threading.Thread(target=self._pump, args=(client, server, client), daemon=True)
         there.start()
         try:
-            self._pump(server, client, True)
+            self._pump(server, client, client)
         finally:
             with self._lock:
                 self._open.discard(client)
             _abort(client)
             _abort(server)
 
-    def _pump(self, source: socket.socket, sink: socket.socket, is_answer: bool) -> None:
+    def _pump(self, source: socket.socket, sink: socket.socket, client: socket.socket) -> None:
         try:
             while data := source.recv(_CHUNK):
-                fault = self._next() if is_answer else None
+                # Bytes that come after the reset can be read before the thread learns of it.
+                with self._lock:
+                    if client not in self._open:
+                        break
+                fault = self._next() if sink is client else None
                 if fault == "delay":
                     time.sleep(self.seconds)
                 elif fault == "answer cut":
