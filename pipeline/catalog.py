@@ -65,7 +65,7 @@ def load(kind: str, name: str) -> type[Any]:
     known = entries(kind)
     if name not in known:
         raise UnknownNameError(
-            f"no {_singular(kind)} {name!r}; there are {', '.join(known) or 'none'}"
+            f"no {singular(kind)} {name!r}; there are {', '.join(known) or 'none'}"
         )
     entry = known[name]
     loaded: type[Any] = getattr(importlib.import_module(entry.module), entry.class_name)
@@ -97,5 +97,6 @@ def _last_name(base: ast.expr) -> str:
     return base.attr if isinstance(base, ast.Attribute) else getattr(base, "id", "")
 
 
-def _singular(kind: str) -> str:
-    return kind[:-1] if kind.endswith("s") else kind
+def singular(kind: str) -> str:
+    """One of a kind: `task` of `tasks`, `study` of `studies`."""
+    return f"{kind[:-3]}y" if kind.endswith("ies") else kind.removesuffix("s")

@@ -245,7 +245,8 @@ def list_(
         str,
         typer.Argument(
             metavar="KIND",
-            help="tasks, networks, diagnostics, samplers, pruners, data, predictors or figures.",
+            help="tasks, networks, diagnostics, samplers, pruners, data, predictors, figures or "
+            "studies.",
         ),
     ],
     name: Annotated[
@@ -278,7 +279,7 @@ def list_(
         print_table(("setting", "default", "what it may be"), settings_of(catalog.load(kind, name)))
         return
     entries = catalog.entries(kind).values()
-    print_table((kind.removesuffix("s"), "what it is"), [(e.name, e.summary) for e in entries])
+    print_table((catalog.singular(kind), "what it is"), [(e.name, e.summary) for e in entries])
 
 
 def _list_pruners(name: str | None) -> None:

@@ -307,8 +307,9 @@ def _num_trials(
             faults.add(path, str(error))
     faults.raise_any()
     trials = faults.whole(tree, "trials", default=size, low=1, high=10_000_000)
-    if trials > size:
-        faults.add("trials", f"the grid has {size} points, got {trials}; leave `trials` out")
+    if trials > size and trials % size:
+        law = f"the grid has {size} points, so more must be a multiple: each under several seeds"
+        faults.add("trials", f"{law}; got {trials}; leave `trials` out for one of each")
     return trials
 
 

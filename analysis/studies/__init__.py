@@ -1,0 +1,1 @@
+"""Published experiments, one a file: claims stated in advance, what is run, and what came of it."""

@@ -1,0 +1,122 @@
+"""The command `reproduce`: the papers' experiments by name, and their gallery."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from analysis.options import StoreOption
+from pipeline.exits import FAILED
+
+if TYPE_CHECKING:
+    from analysis.studies.settings import Settings
+    from pipeline.store import Store
+
+_ALL = "all"
+
+
+def reproduce(
+    study: Annotated[
+        str,
+        typer.Argument(metavar="STUDY", help="Name of a study, the first letters of some, or all."),
+    ],
+    scale: Annotated[
+        Literal["small", "paper"],
+        typer.Option(help="small: minutes on two cores. paper: the published settings."),
+    ] = "small",
+    seeds: Annotated[
+        int | None,
+        typer.Option(min=1, max=1000, help="Networks of each kind.", show_default="the study's"),
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", help="Folder of the gallery.")] = Path("gallery"),
+    only_plan: Annotated[
+        bool,
+        typer.Option("--plan", help="Show the settings and what they would cost; run nothing."),
+    ] = False,
+    store: StoreOption = None,
+) -> None:
+    """Carry out experiments of published papers and say of each claim whether it holds here.
+
+    Trains through sweeps that are kept like any other; run again, it finds what it has trained.
+    Ends with code 1 if a study could not be carried out, not if a claim fails.
+
+    Example: lyapsweep reproduce poole_circle && lyapsweep list studies
+    """
+    from analysis.studies import settings as studies
+
+    chosen = [studies.load(name, scale, seeds) for name in _chosen(study)]
+    if only_plan:
+        for settings in chosen:
+            _plan(settings)
+        return
+    from analysis import gallery
+    from pipeline.store import open_store
+
+    kept, failed = open_store(store), []
+    for settings in chosen:
+        if not _carry_out(settings, kept, out):
+            failed.append(settings.name)
+        if gallery.studies_in(out):
+            gallery.write_index(out)
+    typer.echo(str(out / "index.html"))
+    if failed:
+        typer.echo(f"not carried out: {', '.join(failed)}", err=True)
+        raise typer.Exit(FAILED)
+
+
+def _chosen(study: str) -> list[str]:
+    """Names of the studies that a word means."""
+    from pipeline import catalog
+
+    known = list(catalog.entries("studies"))
+    if study in known:
+        return [study]
+    found = known if study == _ALL else [name for name in known if name.startswith(study)]
+    if not found:
+        raise catalog.UnknownNameError(
+            f"no study {study!r}; there are {', '.join(known)}, and all for all of them"
+        )
+    return found
+
+
+def _carry_out(settings: "Settings", store: "Store", out: Path) -> bool:
+    """One study, its page and its verdicts; False where it could not be carried out."""
+    from analysis import gallery
+    from analysis.frame import AnalysisError
+    from analysis.studies.outcome import carry_out
+    from pipeline.progress import duration
+    from pipeline.store import StoreError
+    from tasks.base import MissingDataError, UnsuitableError
+
+    typer.echo(f"{settings.name}: {settings.scale} scale, {settings.seeds} seeds")
+    try:
+        done = carry_out(settings, store)
+    except (AnalysisError, MissingDataError, UnsuitableError) as error:
+        typer.echo(f"{settings.name}: {error}", err=True)
+        return False
+    page = gallery.add(done, out)
+    for sweep in done.outcome.sweeps:
+        try:
+            store.attach(sweep, page.parent, "study")
+        except (StoreError, OSError) as error:
+            typer.echo(f"warning: not attached to sweep {sweep} ({error})", err=True)
+    for finding in done.outcome.findings:
+        typer.echo(f"  {finding.verdict}: {finding.claim}: {finding.found}")
+    typer.echo(f"  in {duration(done.outcome.seconds)}: {page}")
+    return True
+
+
+def _plan(settings: "Settings") -> None:
+    from dataclasses import asdict
+
+    from pipeline import planning
+
+    typer.echo(f"{settings.name}: {settings.scale} scale, {settings.seeds} seeds")
+    for key, value in asdict(settings.config).items():
+        typer.echo(f"  {key}: {value}")
+    if not settings.sweeps:
+        typer.echo("  trains nothing")
+    for part, config in settings.sweeps.items():
+        typer.echo(f"{settings.name}, sweep {part}:")
+        for line in planning.describe(config):
+            typer.echo(f"  {line}")
