@@ -8,7 +8,7 @@ Shapes: N members, B examples, I inputs, W width, O outputs, K tangents.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from tasks.base import Bounds, PerMember
 from tasks.base import Config as BaseConfig
 from tasks.networks.activations import IN_PLACE, Activation
-from tasks.networks.base import Network, StateConvention
+from tasks.networks.base import LayerSequence, Network, StateConvention
 from tasks.networks.dropout import DropoutRates, DropoutStreams, num_words
 from tasks.networks.layers import (
     Initialiser,
@@ -74,6 +74,8 @@ class MLP(OwnBackward, Network):
             glorot. None: 1/√width for uniform, 1 for the others.
         bias_scale: σ_b of the hidden biases N(0, σ_b²), uniform(−σ_b, σ_b) with uniform.
         dropout: share of each hidden layer's activations that is dropped in training.
+        trained: "all", or the "output" layer's weights and bias alone; the hidden layers then stay
+            as drawn, whatever the optimiser does (Storm et al. 2024, Fig. 3a).
         """
 
         width: Annotated[int, Bounds(ge=1)] = 32
@@ -83,6 +85,7 @@ class MLP(OwnBackward, Network):
         init_scale: Annotated[float | None, Bounds(gt=0), PerMember()] = None
         bias_scale: Annotated[float, Bounds(ge=0), PerMember()] = 0.0
         dropout: Annotated[float, Bounds(ge=0, lt=1), PerMember()] = 0.0
+        trained: Literal["all", "output"] = "all"
 
     accepts = frozenset({"vector"})
     is_recurrent = False
@@ -111,6 +114,12 @@ class MLP(OwnBackward, Network):
             for member, scale, generator in zip(configs, scales, generators, strict=True)
         ]
         register_members(self, drawn, dtype, device)
+        if config.trained == "output":
+            # As buffers they are stored and selected, but no optimiser and no decay sees them.
+            for name in list(self._parameters)[: 2 * self.depth]:
+                held = self.get_parameter(name).detach()
+                delattr(self, name)
+                self.register_buffer(name, held)
         self.dropout = DropoutRates([c.dropout for c in configs], dtype, device)
 
     def _run(
@@ -126,7 +135,7 @@ class MLP(OwnBackward, Network):
         """Outputs (N, B, O) of vectors (B, I); nothing is carried to the next batch."""
         N, B, W = members.stop - members.start, len(inputs), self.width
         parameters = self._of_layers(members)
-        readout, bias_out = parameters[-1]
+        readout, bias_out = parameters[self.depth]
         x_NIB = inputs.to(readout.dtype).T.contiguous().expand(N, -1, -1)
         drawn_NLM, scale_N11 = None, None
         if dropout is not None and self.dropout.is_on:
@@ -158,18 +167,24 @@ class MLP(OwnBackward, Network):
     ) -> Tensor | None:
         g_NOB = d_outputs.mT
         parameters = self._of_layers(tape.members)
-        for layer in range(self.depth, -1, -1):
+        held = len(self._buffers)
+        lowest = 0 if wants_inputs else held // 2
+        for layer in range(self.depth, lowest - 1, -1):
             x_NIB = tape.inputs[layer]
-            W_NOI, to_weight, to_bias = parameters[layer][0], into[2 * layer], into[2 * layer + 1]
-            d_W = tape.workspace.take("d_weight", W_NOI.shape, W_NOI)
-            torch.bmm(g_NOB, x_NIB.mT, out=d_W)
-            if layer > 0 and tape.scale_N11 is not None:
-                torch.mul(d_W, tape.scale_N11, out=to_weight)
-            else:
-                to_weight.copy_(d_W)
-            torch.sum(g_NOB, -1, out=to_bias)
-            if layer == 0:
+            W_NOI = parameters[layer][0]
+            if 2 * layer >= held:
+                to_weight, to_bias = into[2 * layer - held], into[2 * layer + 1 - held]
+                d_W = tape.workspace.take("d_weight", W_NOI.shape, W_NOI)
+                torch.bmm(g_NOB, x_NIB.mT, out=d_W)
+                if layer > 0 and tape.scale_N11 is not None:
+                    torch.mul(d_W, tape.scale_N11, out=to_weight)
+                else:
+                    to_weight.copy_(d_W)
+                torch.sum(g_NOB, -1, out=to_bias)
+            if layer == lowest:
                 break
+            if layer == self.depth:
+                g_NOB = self._felt(g_NOB)
             d_x = tape.workspace.take(f"d{layer % 2}", x_NIB.shape, W_NOI)
             torch.bmm(tape.scaled(W_NOI, layer).mT, g_NOB, out=d_x)
             if tape.drawn_NLM is not None:
@@ -182,8 +197,12 @@ class MLP(OwnBackward, Network):
             return None
         return torch.bmm(parameters[0][0].mT, g_NOB).sum(0).T
 
+    def _felt(self, g_NOB: Tensor) -> Tensor:
+        """The part of the outputs' gradient that reaches the hidden layers: all of it."""
+        return g_NOB
+
     def _composed(self, inputs: Tensor, state: Any) -> Tensor:
-        weight: Tensor = self.get_parameter("weight_0")
+        weight: Tensor = self._layer(0)[0]
         x = inputs.to(weight.dtype).expand(self.num_members, *inputs.shape)
         for layer in range(self.depth):
             x = self.activation(linear(x, *self._layer(layer)))
@@ -218,14 +237,25 @@ class MLP(OwnBackward, Network):
         return [slice(n, min(n + size, self.num_members)) for n in range(0, self.num_members, size)]
 
     def _of_layers(self, members: slice) -> list[tuple[Tensor, Tensor]]:
-        """Weight and bias of every layer, the output layer last, as `parameters()` orders them."""
-        flat: list[Any] = list(self._parameters.values())
+        """Weight and bias of every layer: what is held, then what `parameters()` has, in order."""
+        flat: list[Any] = [*self._buffers.values(), *self._parameters.values()]
         if members != slice(0, self.num_members):
             flat = [parameter[members] for parameter in flat]
         return list(zip(flat[::2], flat[1::2], strict=True))
 
     def _layer(self, layer: int) -> tuple[Tensor, Tensor]:
-        return self.get_parameter(f"weight_{layer}"), self.get_parameter(f"bias_{layer}")
+        return getattr(self, f"weight_{layer}"), getattr(self, f"bias_{layer}")
+
+    def layer_sequence(self) -> LayerSequence | None:
+        """Weights and biases of the hidden layers but the first, which has another shape."""
+        weights, biases = zip(*map(self._layer, range(self.depth)), strict=True)
+        is_learned = f"weight_{self.depth - 1}" in self._parameters
+        return LayerSequence((weights[1:], biases[1:])) if self.depth > 2 and is_learned else None
+
+    def differentiable_orbit(self, inputs: Tensor) -> "MLPOrbit":
+        """See `Network.differentiable_orbit`; one map a hidden layer."""
+        layers = [self._layer(layer) for layer in range(self.depth)]
+        return MLPOrbit(layers, self.activation, self.derivative, inputs.to(layers[0][0].dtype))
 
 
 @dataclass(frozen=True)

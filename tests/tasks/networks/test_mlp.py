@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.func import jacrev
 
+from pipeline.optim import Optimiser, Trainer
 from tasks.base import generator_for
 from tasks.networks.dropout import DropoutStreams
 from tasks.networks.mlp import ACTIVATIONS, MLP
@@ -85,3 +86,42 @@ def test_dropout_acts_in_training_only():
     x = vectors()
     assert not torch.equal(network(x, dropout=DropoutStreams([1, 2, 3]))[0], network(x)[0])
     assert torch.equal(network(x)[0], network(x)[0])
+
+
+def loss(outputs):
+    return outputs.square().sum((1, 2))
+
+
+def test_held_layers_have_no_gradient_and_are_no_parameters():
+    whole, held = population(width=7, depth=3), population(width=7, depth=3, trained="output")
+    x = vectors()
+    assert [name for name, _ in held.named_parameters()] == ["weight_out", "bias_out"]
+    assert whole.state_dict().keys() == held.state_dict().keys()
+    assert torch.equal(whole(x)[0], held(x)[0])
+    of_outputs = sum(p[0].numel() for p in held.parameters())
+    everything = whole.gradient(loss, x)[2]
+    found = held.gradient(loss, x)[2]
+    assert found.shape == (3, of_outputs)
+    assert torch.equal(found, everything[:, -of_outputs:])
+    inputs = [x.clone().requires_grad_() for _ in range(2)]
+    for network, leaf in zip((whole, held), inputs, strict=True):
+        loss(network(leaf)[0]).sum().backward()
+    torch.testing.assert_close(inputs[1].grad, inputs[0].grad, atol=1e-12, rtol=1e-12)
+    torch.testing.assert_close(held.weight_out.grad, whole.weight_out.grad)
+
+
+@pytest.mark.parametrize("optimiser", ["sgd", "adam", "adamw"])
+def test_no_optimiser_and_no_decay_moves_held_layers(optimiser):
+    held = population(width=7, depth=2, trained="output", dropout=0.2)
+    before = {name: tensor.clone() for name, tensor in held.state_dict().items()}
+    trainer = Trainer(optimiser=optimiser, learning_rate=0.1, weight_decay=0.5)
+    moving = Optimiser(held.pack(), [trainer] * 3)
+    alive = torch.ones(3, dtype=torch.bool)
+    for _ in range(3):
+        gradient = held.gradient(loss, vectors(), dropout=DropoutStreams([1, 2, 3]))[2]
+        moving.step(gradient, alive)
+    for name, tensor in held.state_dict().items():
+        assert torch.equal(tensor, before[name]) == (not name.endswith("_out")), name
+    held.select([2, 0])
+    assert torch.equal(held.weight_0, before["weight_0"][[2, 0]])
+    assert held.gradient(loss, vectors())[2].shape[0] == 2
