@@ -9,7 +9,7 @@ P parameters of one member.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -48,6 +48,19 @@ class Orbit(Protocol):
     def maps(self) -> Iterator[TangentMap]:
         """The tangent maps in the order they are applied."""
         ...
+
+
+class LayerSequence(NamedTuple):
+    """Parameters that change from layer to layer as a function of depth (Owren 2020).
+
+    roles: for each role (weights, biases, …) its tensors (N, …) from the first layer to the last,
+        at least two of one shape. They are part of the graph: parameters, or views of them.
+    step: h between neighbouring layers: a number, or (N, 1) or (N, layers − 1) where steps
+        differ. 1 where the network knows no time.
+    """
+
+    roles: Sequence[Sequence[Tensor]]
+    step: float | Tensor = 1.0
 
 
 class Network(nn.Module, ABC):
@@ -113,6 +126,21 @@ class Network(nn.Module, ABC):
         Recurrent networks: one map a time step, from the zero state. Feed-forward networks:
         one map a hidden layer, the output layer excluded.
         """
+
+    def layer_sequence(self) -> LayerSequence | None:
+        """The parameters that a penalty on their change over the layers looks at.
+
+        None, which is the default, where layers are no sequence of equals.
+        """
+        return None
+
+    def differentiable_orbit(self, inputs: Tensor) -> Orbit | None:
+        """`orbit` (of the full state) in the precision and in the graph of the parameters.
+
+        Its maps' products J Q can be differentiated by the parameters, and by nothing in-place.
+        None, which is the default, where nobody has written it.
+        """
+        return None
 
     def gradient(
         self,
