@@ -1,9 +1,10 @@
-"""Two classes of points in the plane, where FTLE fields can be looked at.
+"""Two classes of points in the plane (or on a line), where FTLE fields can be looked at.
 
 circle: uniform in the square [-a, a]^2, class 1 outside the circle of half the square's area,
-R = sqrt(2/pi) a (Storm et al., Phys. Rev. Lett. 2024, Fig. 1). spiral, donut, squares: the sets
-of Benning, Celledoni, Ehrhardt, Owren, Schönlieb, "Deep learning as optimal control problems",
-J. Comput. Dyn. 2019, section 5.
+R = sqrt(2/pi) a (Storm et al., Phys. Rev. Lett. 2024, Fig. 1). spiral, donut, donut1d, squares:
+the sets of Benning, Celledoni, Ehrhardt, Owren, Schönlieb, "Deep learning as optimal control
+problems", J. Comput. Dyn. 2019, section 5. donut1d is the donut's cut along a line: one input, and
+twice as many points outside as inside.
 
 Shapes: N members, B points.
 """
@@ -11,7 +12,7 @@ Shapes: N members, B points.
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ from tasks.base import Batch, Bounds, Split, UnsuitableError, generator_for
 from tasks.cross_entropy import accuracy, cross_entropy
 from tasks.examples import Examples
 
-Shape = Literal["circle", "spiral", "donut", "squares"]
+Shape = Literal["circle", "spiral", "donut", "donut1d", "squares"]
 
 
 class Planar(base.Task):
@@ -38,7 +39,7 @@ class Planar(base.Task):
         """Which set, and how it is cut.
 
         points, noise: None for the published ones (circle 40,000 and 0; spiral 1,000 and 0.05;
-            donut and squares 1,000 and 0.1). Noise is the standard deviation of a Gaussian
+            donuts and squares 1,000 and 0.1). Noise is the standard deviation of a Gaussian
             displacement applied after the classes are given, so classes overlap.
         half_width: a of the circle's square. Scaling a by s shifts L λ by -log s, so quote it
             with every exponent. Other sets have their published size, whatever this says.
@@ -72,12 +73,15 @@ class Planar(base.Task):
         self.seed = seed
         points, classes = draw_points(config, generator_for(seed, "data"))
         sizes = _split_sizes(len(points), config)
-        self.input_size = 2
+        self.input_size = points.shape[1]
+        share = _SHAPES[config.shape].share
         if config.loss == "mse":
-            self.output_size, self.chance_loss = 1, 1.0
+            # Of the constant tanh(y) = 2 share − 1, and of the constant log-odds below.
+            self.output_size, self.chance_loss = 1, 4 * share * (1 - share)
             targets = (2.0 * classes - 1.0).to(dtype)[:, None]
         else:
-            self.output_size, self.chance_loss = 2, math.log(2)
+            self.output_size = 2
+            self.chance_loss = -share * math.log(share) - (1 - share) * math.log1p(-share)
             targets = classes
         self.examples = Examples(
             _cut(points.to(device, dtype), sizes), _cut(targets.to(device), sizes)
@@ -114,14 +118,18 @@ class Planar(base.Task):
 
 
 def draw_points(config: Planar.Config, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Points (B, 2) float64 and classes (B,) int64, in random order."""
-    own_points, own_noise, draw = _SHAPES[config.shape]
-    count = own_points if config.points is None else config.points
-    noise = own_noise if config.noise is None else config.noise
-    points, classes = draw(count, config.half_width, generator)
-    points = points + noise * _normal(points.shape, generator)
+    """Points (B, 2), or (B, 1) on a line, float64, and classes (B,) int64, in random order."""
+    own = _SHAPES[config.shape]
+    count = own.points if config.points is None else config.points
+    points, classes = own.draw(count, config.half_width, generator)
+    points = points + noise_of(config) * _normal(points.shape, generator)
     order = torch.randperm(count, generator=generator)
     return points[order], classes[order]
+
+
+def noise_of(config: Planar.Config) -> float:
+    """The standard deviation of the displacement: the set's published one where none is given."""
+    return _SHAPES[config.shape].noise if config.noise is None else config.noise
 
 
 def _circle(count: int, half_width: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -151,18 +159,33 @@ def _donut(count: int, _: float, generator: torch.Generator) -> tuple[Tensor, Te
     return torch.cat(parts), _two_classes(count)
 
 
+def _donut1d(count: int, _: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    inside = torch.arange(count) < count // 3
+    side = torch.where(_uniform((count,), generator) < 0.5, -1.0, 1.0)
+    centre = torch.where(inside, 0.0, 0.5 * side)
+    return (centre + 0.1 * _normal(centre.shape, generator))[:, None], inside.long()
+
+
 def _squares(count: int, _: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     points = 0.7 * (2 * _uniform((count, 2), generator) - 1)
     return points, (points.prod(dim=1) > 0).long()
 
 
-# Published number of points and noise, and how the noiseless points are drawn.
-_Draw = Callable[[int, float, torch.Generator], tuple[Tensor, Tensor]]
-_SHAPES: dict[Shape, tuple[int, float, _Draw]] = {
-    "circle": (40_000, 0.0, _circle),
-    "spiral": (1_000, 0.05, _spiral),
-    "donut": (1_000, 0.1, _donut),
-    "squares": (1_000, 0.1, _squares),
+class _Published(NamedTuple):
+    """Number of points, noise, how the noiseless points are drawn, and the share of class 1."""
+
+    points: int
+    noise: float
+    draw: Callable[[int, float, torch.Generator], tuple[Tensor, Tensor]]
+    share: float = 0.5
+
+
+_SHAPES: dict[Shape, _Published] = {
+    "circle": _Published(40_000, 0.0, _circle),
+    "spiral": _Published(1_000, 0.05, _spiral),
+    "donut": _Published(1_000, 0.1, _donut),
+    "donut1d": _Published(1_000, 0.1, _donut1d, 1 / 3),
+    "squares": _Published(1_000, 0.1, _squares),
 }
 
 

@@ -67,6 +67,32 @@ def test_the_donut_is_a_disc_in_a_ring():
     assert points.mean(0).norm() < 0.02
 
 
+def test_the_donut_on_a_line_has_twice_as_many_points_outside():
+    points, classes = draw(shape="donut1d", noise=0.0, points=30_000)
+    assert points.shape == (30_000, 1)
+    assert int(classes.sum()) == 10_000
+    inside, outside = points[classes == 1, 0], points[classes == 0, 0]
+    assert inside.std().item() == pytest.approx(0.1, rel=0.05)
+    assert outside.abs().mean().item() == pytest.approx(0.5, abs=0.005)
+    # Five standard deviations of a fair coin.
+    assert abs((outside > 0).double().mean() - 0.5) < 5 * 0.5 / math.sqrt(20_000)
+    assert make(shape="donut1d").input_size == 1
+
+
+def test_chance_is_the_best_constant_where_classes_are_uneven():
+    for loss in ("cross_entropy", "mse"):
+        task = make(shape="donut1d", points=30_000, loss=loss, train=0.98, validation=0.01)
+        batch = next(task.batches("train"))
+        logits = torch.linspace(-2, 2, 401, dtype=torch.float64)
+        outputs = logits[:, None, None].expand(-1, len(batch.targets), 1)
+        if loss == "cross_entropy":
+            outputs = torch.cat([torch.zeros_like(outputs), outputs], -1)
+        best = task.losses(outputs, batch.targets).mean(1).min().item()
+        # 1,024 points: five standard errors of a share of a third.
+        assert task.chance_loss == pytest.approx(best, abs=0.04)
+        assert task.chance_loss < (math.log(2) if loss == "cross_entropy" else 1) - 0.04
+
+
 def test_noise_moves_points_but_not_their_class():
     still, classes = draw(shape="squares", noise=0.0, points=10_000)
     moved, same_classes = draw(shape="squares", noise=0.25, points=10_000)
