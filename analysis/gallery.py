@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 
 from analysis.frame import AnalysisError
-from analysis.pages import FILES, environment, macros, replacing, save_page
+from analysis.pages import FILES, environment, replacing, save_page
 from analysis.studies.base import Claim, Finding, Study
 from analysis.studies.outcome import FILE, Done, Outcome, load, save
 from pipeline import catalog
@@ -53,7 +53,6 @@ def add(done: Done, gallery: Path) -> Path:
         content = {
             "shown": shown,
             "figure": figure,
-            "pictures": macros()["pictures"],
             "tables": sorted(done.tables),
             "number": number,
         }
@@ -72,7 +71,8 @@ def write_index(gallery: Path) -> Path:
         raise AnalysisError(f"{gallery}: no study lies here; `lyapsweep reproduce NAME` makes one")
     papers = {s.study.paper.key: s.study.paper for s in found}
     grouped = [(p, [s for s in found if s.study.paper.key == k]) for k, p in papers.items()]
-    content = {"grouped": grouped, "counts": counts(found), "number": number}
+    scales = sorted({s.outcome.scale for s in found}, reverse=True)
+    content = {"grouped": grouped, "counts": counts(found), "scale": " and ".join(scales)}
     page = environment().get_template("gallery.html.j2").render(content)
     _put(gallery / FILES["html"], page)
     _put(gallery / "claims.csv", claims(found).to_csv(index=False))

@@ -323,7 +323,7 @@ def _write_weights(weights: Mapping[str, Any], path: Path) -> None:
 
     temporary = path.with_name(f"{path.name}.tmp")
     with temporary.open("wb") as sink:
-        sink.write(save({name: np.ascontiguousarray(w) for name, w in weights.items()}))
+        sink.write(save({name: np.asarray(w, order="C") for name, w in weights.items()}))
         sink.flush()
         os.fsync(sink.fileno())
     # The folder is made to last with the record that follows.

@@ -112,7 +112,9 @@ class Trained:
                 members.append(load_file(path.with_suffix(".safetensors")))
         state: Mapping[str, torch.Tensor] = network.state_dict()
         for name, tensor in state.items():
-            tensor.copy_(torch.stack([member[name] for member in members]).to(tensor.dtype))
+            # A view, for numbers without axes were once stored with one.
+            stacked = torch.stack([member[name] for member in members]).view(tensor.shape)
+            tensor.copy_(stacked.to(tensor.dtype))
 
 
 class Lab:
