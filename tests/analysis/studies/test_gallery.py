@@ -121,7 +121,7 @@ def test_each_claim_is_answered_once(known, monkeypatch) -> None:
 
 def test_nothing_measured_is_no_outcome(known, monkeypatch) -> None:
     monkeypatch.setattr(Falling, "measure", lambda self, lab: {"drops": pd.DataFrame()})
-    with pytest.raises(AnalysisError, match="nothing was measured for .*drops"):
+    with pytest.raises(AnalysisError, match=r"nothing was measured for .*drops"):
         outcome.carry_out(SETTINGS, None)
 
 

@@ -98,7 +98,7 @@ def test_a_sweep_that_was_interrupted_goes_on(tmp_path, monkeypatch) -> None:
         return run(driver)
 
     monkeypatch.setattr(Driver, "run", interrupted)
-    with pytest.raises(AnalysisError, match="interrupted.*goes on"):
+    with pytest.raises(AnalysisError, match=r"interrupted.*goes on"):
         lab(tmp_path / "store").sweep("main")
     assert len(lab(tmp_path / "store").sweep("main").specs) == 4
 

@@ -46,15 +46,13 @@ def load(tmp_path, monkeypatch):
     def load(text, *args):
         path = tmp_path / "made.yaml"
         path.write_text(text)
-        load_one = catalog.load
+        load_any = catalog.load
+
+        def load_one(kind, name):
+            return Made if kind == "studies" else load_any(kind, name)
+
         monkeypatch.setattr(conf_file, "find", lambda name: path)
-        monkeypatch.setattr(
-            settings,
-            "catalog",
-            SimpleNamespace(
-                load=lambda kind, name: Made if kind == "studies" else load_one(kind, name)
-            ),
-        )
+        monkeypatch.setattr(settings, "catalog", SimpleNamespace(load=load_one))
         return settings.load("made", *args)
 
     return load
