@@ -49,3 +49,10 @@ VOGT = Paper(
     "Stat. 8, 818799 (2022)",
     "https://arxiv.org/abs/2006.14123",
 )
+PATHAK = Paper(
+    "S5",
+    "Pathak et al. 2017",
+    "J. Pathak, Z. Lu, B. R. Hunt, M. Girvan, E. Ott, Using machine learning to replicate chaotic "
+    "attractors and calculate Lyapunov exponents from data, Chaos 27, 121102 (2017)",
+    "https://arxiv.org/abs/1710.07313",
+)
