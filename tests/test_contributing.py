@@ -26,6 +26,7 @@ KINDS = {
     "tasks/majority.py": "tasks",
     "tasks/networks/elman.py": "networks",
     "pipeline/diagnostics/output_scale.py": "diagnostics",
+    "pipeline/regularisers/small_biases.py": "regularisers",
     "analysis/predictors/middle.py": "predictors",
     "analysis/figures/final_losses.py": "figures",
 }
@@ -146,6 +147,24 @@ def test_the_task_is_learned_and_the_diagnostic_flags_what_is_not_finite(catalog
     assert torch.isfinite(reading.values_N).tolist() == [True, False]
 
 
+def test_the_regulariser_keeps_biases_small(catalogued):
+    kind = catalogued("regularisers", "small_biases")
+    ended = []
+    for weight in (0.0, 10.0):
+        one = Choice("small_biases", kind.Config(weight=weight))
+        cohort = _cohort(
+            catalogued,
+            ("majority", {"coins": 5, "rows": 400}),
+            ("mlp", [{"width": 8, "bias_scale": 1.0}]),
+            regularise=(one,),
+        )
+        *_, last = train(dataclasses.replace(cohort, keep_weights=True))
+        ended.append(last.weights[0])
+    free, held = ({name: abs(array).max() for name, array in w.items()} for w in ended)
+    assert held["bias_0"] < 0.75 * free["bias_0"]
+    assert held["weight_0"] > 0.75 * free["weight_0"]
+
+
 def test_the_predictor_and_the_figure_take_a_sweep(catalogued):
     from analysis.frame import SweepFrame
 
@@ -165,7 +184,7 @@ def test_the_predictor_and_the_figure_take_a_sweep(catalogued):
     assert figure.png(table).startswith(b"\x89PNG")
 
 
-def _cohort(load, task, networks, **measure):
+def _cohort(load, task, networks, *, regularise=(), **measure):
     task_name, settings = task
     network_name, members = networks
     chosen = Choice(task_name, load("tasks", task_name).Config(**settings))
@@ -176,7 +195,7 @@ def _cohort(load, task, networks, **measure):
             seed=seed_for(1, number),
             task=chosen,
             network=Choice(network_name, config_type(**member)),
-            trainer=Trainer(epochs=8, learning_rate=1e-2, dtype="float64"),
+            trainer=Trainer(epochs=8, learning_rate=1e-2, dtype="float64", regularise=regularise),
         )
         for number, member in enumerate(members)
     )

@@ -30,7 +30,10 @@ MAY_BE_MISSING = (
     *("sklearn", "seaborn", "matplotlib", "typer", "click", "rich", "pooch", "safetensors"),
     *("requests", "yaml"),
 )
-BARE = ("tasks", "pipeline.dynamics", "pipeline.diagnostics", "pipeline.train", "pipeline.worker")
+BARE = (
+    *("tasks", "pipeline.dynamics", "pipeline.diagnostics", "pipeline.regularisers"),
+    *("pipeline.train", "pipeline.worker"),
+)
 
 # Found nowhere, as if not installed: torch asks for some of them and goes on without.
 WITHOUT_THE_REST = f"""

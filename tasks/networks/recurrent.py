@@ -20,6 +20,7 @@ from tasks.base import Bounds, InputKind, PerMember, UnsuitableError
 from tasks.base import Config as BaseConfig
 from tasks.networks.base import StateConvention
 from tasks.networks.dropout import DropoutRates, DropoutStreams, num_words
+from tasks.networks.dual_orbit import DualLayer, DualOrbit
 from tasks.networks.layers import (
     Initialiser,
     common_settings,
@@ -271,6 +272,13 @@ class Recurrent(OwnBackward):
             None if bias is None else bias.detach().to(dtype),
         )
         return self._orbit(inputs, state, dtype, ClosedLoop(readout, steps))
+
+    def differentiable_orbit(self, inputs: Tensor) -> DualOrbit:
+        """See `Network.differentiable_orbit`; one map a time step."""
+        layers = [
+            DualLayer(*self._layer(layer), self._cell(layer)) for layer in range(self.num_layers)
+        ]
+        return DualOrbit(layers, inputs, num_parts=self.num_parts)
 
     @abstractmethod
     def _orbit(

@@ -52,6 +52,7 @@ def test_help_is_light(folder: Path) -> None:
         ("tasks", "char_text"),
         ("networks", "lstm"),
         ("diagnostics", "lyapunov_spectrum"),
+        ("regularisers", "flossing"),
         ("samplers", "qmc"),
         ("data", "war_and_peace"),
         ("predictors", "last_seen_loss"),
