@@ -80,9 +80,9 @@ def sweep(
 
     Example: lyapsweep sweep demo network.units=128 trials=32 --name wide
     """
-    from pipeline import conf_file
-    from pipeline import sweep as sweeps
+    from pipeline import conf_file, creating
     from pipeline.home import Home
+    from pipeline.preflight import preflight
     from pipeline.running import drive, executor_kind, starting, with_executor
     from pipeline.sizing import settled
     from pipeline.store import check_name, open_store, store_uri
@@ -91,7 +91,7 @@ def sweep(
     chosen = check_name(name or f"{path.stem}-{time.strftime('%Y%m%d-%H%M%S')}")
     config = conf_file.load(path, with_executor(settings, executor))
     kind = executor_kind(config, address)
-    sweeps.preflight(config, executor=kind)
+    preflight(config, executor=kind)
     # Before the workers start: what it measures they would disturb.
     config = settled(config)
     # Absolute from here on: while Ray starts, the working folder is another.
@@ -100,10 +100,10 @@ def sweep(
         opened = open_store(uri)
         opened.prepare()
         home.create()
-        sweeps.check_free(chosen, opened)
+        creating.check_free(chosen, opened)
         # Before the sweep is made known: one that cannot start should not take the name.
         ready = executor_ready()
-        drive(config, sweeps.create(config, chosen, opened), opened, home, ready)
+        drive(config, creating.create(config, chosen, opened), opened, home, ready)
 
 
 @app.command()
@@ -121,16 +121,17 @@ def resume(
     Example: lyapsweep resume demo-20260101-120000 execution.workers=4
     """
     from pipeline import conf_file
-    from pipeline import sweep as sweeps
+    from pipeline.creating import stored_config
     from pipeline.home import Home
+    from pipeline.preflight import preflight
     from pipeline.running import drive, executor_kind, starting, with_executor
     from pipeline.store import check_name, open_store
 
     opened = open_store(store)
     info = opened.sweep(check_name(name))
-    config = conf_file.with_execution(sweeps.stored_config(info), with_executor(settings, executor))
+    config = conf_file.with_execution(stored_config(info), with_executor(settings, executor))
     kind = executor_kind(config, address)
-    sweeps.preflight(config, executor=kind)
+    preflight(config, executor=kind)
     home = Home.of(name)
     with starting(kind, config, address) as executor_ready:
         opened.prepare()
@@ -211,12 +212,12 @@ def trial(
     Example: lyapsweep trial demo-20260101-120000 7
     """
     from pipeline import compare
-    from pipeline import sweep as sweeps
+    from pipeline.creating import stored_config
     from pipeline.store import NoSuchSweepError, check_name, open_store
 
     opened = open_store(store)
     info = opened.sweep(check_name(name))
-    config = sweeps.stored_config(info)
+    config = stored_config(info)
     try:
         record = opened.record(name, number)
     except KeyError as error:
@@ -245,8 +246,8 @@ def list_(
         str,
         typer.Argument(
             metavar="KIND",
-            help="tasks, networks, diagnostics, samplers, pruners, data, predictors, figures or "
-            "studies.",
+            help="tasks, networks, diagnostics, regularisers, samplers, pruners, data, predictors, "
+            "figures or studies.",
         ),
     ],
     name: Annotated[

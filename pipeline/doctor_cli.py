@@ -53,8 +53,9 @@ def doctor(
 
 def _reconcile(name: str, store: "Store", home: "Home") -> None:
     """What a driver does before it trains, and no more."""
+    from pipeline.creating import stored_config
     from pipeline.executors.inline import InlineExecutor
-    from pipeline.sweep import Driver, stored_config
+    from pipeline.sweep import Driver
 
     info = store.sweep(name)
     driver = Driver(stored_config(info), info, store, home, InlineExecutor())

@@ -13,10 +13,10 @@ from pipeline.asking import rehearsed
 from pipeline.config import SweepConfig, cores
 from pipeline.estimate import Forecast, Known, Load, forecast, load_of, memory_of
 from pipeline.plan import Cohort, plan, shape_key
+from pipeline.preflight import preflight
 from pipeline.progress import duration
 from pipeline.rehearsal import Rehearsal, rehearse
 from pipeline.sizing import settled
-from pipeline.sweep import preflight
 from pipeline.train import build, load_task
 from tasks.base import Bounds, Task
 
@@ -67,7 +67,7 @@ def _admissible(hint: Any) -> str:
 
 
 def describe(config: SweepConfig, *, calibrate: bool = True) -> Iterator[str]:
-    """Lines for a person. Raises what `pipeline.sweep.preflight` raises."""
+    """Lines for a person. Raises what `pipeline.preflight.preflight` raises."""
     preflight(config)
     asked, is_measured, config = config, not config.is_settled, settled(config)
     batches = batches_of(config)

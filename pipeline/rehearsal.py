@@ -30,16 +30,18 @@ from typing import Any
 
 from pipeline.accounting import Progress
 from pipeline.config import SweepConfig, check
+from pipeline.creating import create
 from pipeline.estimate import Driving
 from pipeline.executors.base import Event, Reached, Stopped
 from pipeline.executors.process import THREAD_VARIABLES
 from pipeline.home import Home
 from pipeline.plan import Cohort
 from pipeline.practice import Memory, Pace, Practice, memory
+from pipeline.preflight import preflight, typical_cohort
 from pipeline.rows import Row
 from pipeline.snapshot import Snapshot
 from pipeline.store import open_store, store_uri
-from pipeline.sweep import Driver, create, preflight, typical_cohort
+from pipeline.sweep import Driver
 from pipeline.train import Rung, build
 
 _BOOT = "import json, sys; sys.path[:] = json.loads(sys.argv[2]); from {module} import work; "

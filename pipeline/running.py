@@ -14,6 +14,7 @@ import typer
 from pipeline.exits import FAILED, INTERRUPTED
 
 if TYPE_CHECKING:
+    from pipeline.accounting import Progress
     from pipeline.config import SweepConfig
     from pipeline.executors.base import Executor
     from pipeline.home import Home
@@ -41,13 +42,20 @@ def drive(
     config: "SweepConfig", info: "SweepInfo", store: "Store", home: "Home", executor: "Executor"
 ) -> None:
     """Runs a driver to its end under Ctrl-C, and says what to do next."""
+    from pipeline.metrics import served
     from pipeline.progress import duration, epochs, summary, view_for
     from pipeline.sweep import Driver
 
     started = time.monotonic()
     try:
-        with view_for(info.name) as view:
-            driver = Driver(config, info, store, home, executor, view.show)
+        port = config.execution.metrics_port
+        with view_for(info.name) as view, served(port, info.name, home) as tell:
+
+            def listen(progress: "Progress") -> None:
+                tell(progress)
+                view.show(progress)
+
+            driver = Driver(config, info, store, home, executor, listen)
             with _stopping_on_interrupt(driver):
                 outcome = driver.run()
     except BaseException:
@@ -93,7 +101,7 @@ def _executor(kind: str, config: "SweepConfig", address: str | None) -> "Executo
         from pipeline.executors.inline import InlineExecutor
 
         return InlineExecutor()
-    from pipeline.sweep import typical_cohort
+    from pipeline.preflight import typical_cohort
 
     execution = config.execution
     if kind == "process":

@@ -21,7 +21,6 @@ import contextlib
 import dataclasses
 import logging
 import os
-import secrets
 import socket
 import time
 from collections.abc import Callable
@@ -31,37 +30,26 @@ from urllib.parse import unquote, urlparse
 
 import optuna
 import sqlalchemy.exc
-import torch
 
 from pipeline import accounting, records
 from pipeline.accounting import Progress
 from pipeline.asking import Asker
 from pipeline.checkpoints import Checkpoints, Resumption
-from pipeline.config import SweepConfig, check, hash_of
+from pipeline.config import SweepConfig
 from pipeline.executors.base import Event, Executor, Lost, Raised, Reached, Stopped
 from pipeline.home import Home
 from pipeline.journal import Journal
 from pipeline.lease import Lease
 from pipeline.ledger import Ledger, StudyAwayError
-from pipeline.plan import Cohort, TrialSpec, plan
+from pipeline.plan import Cohort, TrialSpec
 from pipeline.provenance import provenance
 from pipeline.pruning import PrunerConfig, Referee, Trace
 from pipeline.publishing import Ending, Publisher, SweepError, state_of
 from pipeline.records import TrialHeader
 from pipeline.retrying import RETRY_SECONDS, Retry
-from pipeline.rows import now_ms
-from pipeline.sizing import settled
 from pipeline.snapshot import Snapshot
-from pipeline.store import (
-    NameInUseError,
-    NoSuchSweepError,
-    Store,
-    StoreError,
-    StoreFullError,
-    SweepInfo,
-)
-from pipeline.train import Rung, build, diagnostics_of
-from tasks.base import UnsuitableError
+from pipeline.store import NoSuchSweepError, Store, StoreError, StoreFullError, SweepInfo
+from pipeline.train import Rung
 
 _T = TypeVar("_T")
 
@@ -79,103 +67,6 @@ class Outcome:
 
 
 Listener = Callable[[Progress], None]
-
-
-def preflight(config: SweepConfig, executor: str | None = None) -> None:
-    """Builds a network at the first and the last end of each range, and checks measurements.
-
-    `executor` is the one that will be used, where it is not that of the config. Raises
-    UnsuitableError, MissingDataError: before anything is created anywhere.
-    """
-    limits = config.limits_of(1)
-    executor = executor or config.execution.executor
-    _check_device(config.execution.device, executor)
-    if executor == "ray":
-        # The workers' devices may not be this machine's.
-        limits = dataclasses.replace(limits, device="cpu")
-    first = {path: r.ends()[0] for path, r in config.space.items()}
-    seen = set()
-    for changed in ({}, *({path: r.ends()[-1]} for path, r in config.space.items())):
-        spec = config.spec(0, {**first, **changed})
-        if repr(spec) in seen:
-            continue
-        seen.add(repr(spec))
-        cohort = plan([spec], limits)[0]
-        population = build(cohort)
-        diagnostics_of(cohort, population.network, population.task)
-
-
-def typical_cohort(config: SweepConfig) -> Cohort:
-    """One trial at the first end of each range, to warm workers up with."""
-    first = {path: r.ends()[0] for path, r in config.space.items()}
-    return plan([config.spec(0, first)], config.limits_of(1))[0]
-
-
-def _check_device(device: str, executor: str) -> None:
-    kind, _, index = device.partition(":")
-    numbered = index.isdigit() if ":" in device else True
-    if kind not in ("cpu", "cuda") or not numbered or (kind == "cpu" and index):
-        raise UnsuitableError(f"execution.device must be cpu, cuda or cuda:N, got {device!r}")
-    if executor == "ray":
-        if index:
-            raise UnsuitableError(
-                "execution.device must be cpu or cuda with the executor ray, which gives every "
-                f"worker its own GPU, got {device!r}"
-            )
-    elif kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
-        raise UnsuitableError(
-            f"execution.device is {device!r}, but torch sees "
-            f"{torch.cuda.device_count()} CUDA devices here"
-        )
-
-
-def check_free(name: str, store: Store) -> None:
-    """Raises NameInUseError where the store has a sweep of this name."""
-    try:
-        store.sweep(name)
-    except NoSuchSweepError:
-        return
-    raise NameInUseError(f"a sweep named {name!r} exists already; `lyapsweep resume {name}`?")
-
-
-def create(config: SweepConfig, name: str, store: Store) -> SweepInfo:
-    """Makes a sweep known to the store, settled: `stored_config` plans what it always will.
-
-    Raises NameInUseError.
-    """
-    config = settled(config)
-    info = SweepInfo(
-        name=name,
-        sweep_id=secrets.token_hex(8),
-        config=config.tree,
-        config_hash=config.hash,
-        num_trials=config.trials,
-        created_ms=now_ms(),
-        provenance=provenance(),
-    )
-    store.create_sweep(info)
-    return info
-
-
-def stored_config(info: SweepInfo) -> SweepConfig:
-    """The configuration a sweep was created with, checked again.
-
-    Raises ConfigError, and SweepError where it is not what it was.
-    """
-    found = hash_of(info.config)
-    if found != info.config_hash:
-        raise SweepError(
-            f"sweep {info.name!r}: its stored settings must be those it was created with, whose "
-            f"sha256 begins {info.config_hash[:12]}, but now it begins {found[:12]}: somebody "
-            "changed them. Put them back, or start another sweep with the new ones"
-        )
-    if "imported" in info.config:
-        raise SweepError(
-            f"sweep {info.name!r}: only a sweep that was trained here can be trained on, but its "
-            f"spectra were imported from {info.config['imported']['source']}; report, predict and "
-            "replay read it, and an import that broke off goes on by the same import-spectra"
-        )
-    return check(info.config, source=f"sweep {info.name!r}")
 
 
 class Driver:

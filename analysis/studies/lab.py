@@ -19,13 +19,15 @@ from safetensors.torch import load_file
 from analysis.frame import AnalysisError, SweepFrame
 from analysis.studies.base import Scale
 from analysis.studies.settings import Settings
-from pipeline import sweep as sweeps
+from pipeline import creating
 from pipeline.config import SweepConfig
 from pipeline.home import Home
 from pipeline.plan import TrialSpec, plan
+from pipeline.preflight import preflight
 from pipeline.progress import view_for
 from pipeline.running import executor_kind, starting
 from pipeline.store import NoSuchSweepError, Store
+from pipeline.sweep import Driver
 from pipeline.train import build
 from tasks.base import Task, generator_for, seed_for
 from tasks.networks.base import Network
@@ -164,18 +166,18 @@ class Lab:
             info = store.sweep(name)
             if info.state == "complete":
                 return
-            config = sweeps.stored_config(info)
+            config = creating.stored_config(info)
         except NoSuchSweepError:
             info = None
         kind = executor_kind(config, None)
-        sweeps.preflight(config, executor=kind)
+        preflight(config, executor=kind)
         home = Home.of(name)
         home.create()
         with starting(kind, config, None) as executor_ready, view_for(name) as view:
             if info is None:
-                info = sweeps.create(config, name, store)
-                config = sweeps.stored_config(info)
-            driver = sweeps.Driver(config, info, store, home, executor_ready(), view.show)
+                info = creating.create(config, name, store)
+                config = creating.stored_config(info)
+            driver = Driver(config, info, store, home, executor_ready(), view.show)
             outcome = driver.run()
         if outcome.state != "complete":
             why = f": {outcome.reason}" if outcome.reason else ""

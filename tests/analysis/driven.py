@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline import config, sweep
+from pipeline import config, creating
 from pipeline.accounting import Progress
 from pipeline.executors.base import Event, Executor, Reached, Stopped
 from pipeline.executors.inline import InlineExecutor
@@ -47,8 +47,8 @@ def run(
         info = store.sweep(name)
     except NoSuchSweepError:
         tree = {**TREE, "pruner": pruner, **sections}
-        info = sweep.create(config.check(tree), name, store)
-    home, checked = Home(root / "home", name), sweep.stored_config(info)
+        info = creating.create(config.check(tree), name, store)
+    home, checked = Home(root / "home", name), creating.stored_config(info)
     driver = Driver(checked, info, store, home, executor or InlineExecutor())
     driver._listen = lambda progress: listener(progress, driver)
     return driver.run()

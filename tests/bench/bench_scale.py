@@ -162,7 +162,7 @@ def _recorded():
 
 
 def main(trials):
-    from pipeline import config, doctor, sweep
+    from pipeline import config, creating, doctor, sweep
     from pipeline.home import Home
     from pipeline.store import open_store
 
@@ -171,7 +171,7 @@ def main(trials):
     store, home = open_store(f"sqlite:///{Path.cwd() / 'mlflow.db'}"), Home.of("scale")
     begun, busy = time.perf_counter(), time.process_time()
     store.prepare()
-    info = sweep.create(checked, "scale", store)
+    info = creating.create(checked, "scale", store)
     outcome = sweep.Driver(checked, info, store, home, StandIn(rungs)).run()
     wall, processor = time.perf_counter() - begun, time.process_time() - busy
     assert outcome.state == "complete"

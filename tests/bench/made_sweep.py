@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline import config, records, sweep
+from pipeline import config, creating, records
 from pipeline.records import TrialHeader, TrialRecord
 from pipeline.rows import Row
 from pipeline.store import TrialStart, open_store
@@ -57,7 +57,7 @@ def write(store, name, num_trials, seed=0, say=lambda done, seconds: None):
     """The whole sweep. Returns the seconds of writing, without those of making trials up."""
     settings = config.check({**TREE, "trials": num_trials, "seed": seed + 1})
     store.prepare()
-    info = sweep.create(settings, name, store)
+    info = creating.create(settings, name, store)
     spent = 0.0
     with tempfile.TemporaryDirectory() as folder:
         for number in range(num_trials):

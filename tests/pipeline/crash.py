@@ -20,7 +20,7 @@ import sqlalchemy
 import torch
 from mlflow.tracking import MlflowClient
 
-from pipeline import catalog, config, records, sampling, sweep
+from pipeline import catalog, config, creating, records, sampling, sweep
 from pipeline.executors.inline import InlineExecutor
 from pipeline.folder_store import FolderStore
 from pipeline.home import Home
@@ -120,8 +120,8 @@ def drive(job):
     try:
         info = store.sweep(job["name"])
     except NoSuchSweepError:
-        info = sweep.create(checked, job["name"], store)
-    again = sweep.stored_config(info)
+        info = creating.create(checked, job["name"], store)
+    again = creating.stored_config(info)
     home = Home(Path(job["home"]), job["name"])
     executor = InlineExecutor()
     outcome = sweep.Driver(again, info, store, home, executor).run()

@@ -11,7 +11,7 @@ import optuna
 import pyarrow as pa
 import pytest
 
-from pipeline import config, doctor, records, sweep, transfer
+from pipeline import config, creating, doctor, records, sweep, transfer
 from pipeline.executors.inline import InlineExecutor
 from pipeline.home import Home, LockedError
 from pipeline.store import StoreError, TrialStart, open_store
@@ -48,7 +48,7 @@ def originals(tmp_path_factory):
         store, home = open_store(f"folder:{root / 'store'}"), Home(root / "home", NAME)
         store.prepare()
         checked = config.check(CONF)
-        driver = sweep.Driver(checked, sweep.create(checked, NAME, store), store, home, executor)
+        driver = sweep.Driver(checked, creating.create(checked, NAME, store), store, home, executor)
         executor.driver = driver
         driver.run()
         parcel = transfer.export_sweep(store, NAME, root / "out")
@@ -76,7 +76,9 @@ class Patient:
     def reconcile(self):
         store = open_store(self.store.uri)
         info = store.sweep(NAME)
-        driver = sweep.Driver(sweep.stored_config(info), info, store, self.home, InlineExecutor())
+        driver = sweep.Driver(
+            creating.stored_config(info), info, store, self.home, InlineExecutor()
+        )
         driver.request_stop()
         driver.run()
 

@@ -24,6 +24,7 @@ from analysis import features as ft
 from analysis.frame import SweepFrame
 from analysis.sections import reproduce, run
 from pipeline import cli, records
+from pipeline.creating import stored_config
 from pipeline.external import mapping as mappings
 from pipeline.external.cli import import_spectra
 from pipeline.external.columns import TableError
@@ -33,8 +34,8 @@ from pipeline.external.tables import read
 from pipeline.faults import ConfigError
 from pipeline.folder_store import FolderStore
 from pipeline.home import Home, LockedError
+from pipeline.publishing import SweepError
 from pipeline.store import NameInUseError, Store, open_store
-from pipeline.sweep import SweepError, stored_config
 
 MAPPING = """\
 source: made up

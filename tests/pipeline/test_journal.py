@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from pipeline import config, journal, retrying, status, sweep
+from pipeline import config, creating, journal, retrying, status, sweep
 from pipeline.executors.inline import InlineExecutor
 from pipeline.folder_store import FolderStore
 from pipeline.home import Home
@@ -36,7 +36,7 @@ def run(home, tmp_path):
     store = FolderStore(tmp_path / "store")
     store.prepare()
     tree = config.check(TREE)
-    info = sweep.create(tree, NAME, store)
+    info = creating.create(tree, NAME, store)
     assert sweep.Driver(tree, info, store, home, InlineExecutor()).run().state == "complete"
     return info, store
 

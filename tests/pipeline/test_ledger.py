@@ -13,7 +13,7 @@ import pytest
 import sqlalchemy
 from sqlalchemy.engine.default import DefaultDialect
 
-from pipeline import config, doctor, records, retrying, sweep
+from pipeline import config, creating, doctor, records, retrying
 from pipeline.executors.inline import InlineExecutor
 from pipeline.executors.process import ProcessExecutor
 from pipeline.folder_store import FolderStore
@@ -59,7 +59,7 @@ class Sweep:
         self.tree = config.check(tree)
         self.home, self.store = Home(root / "home", NAME), FolderStore(root / "store")
         self.store.prepare()
-        self.info = sweep.create(self.tree, NAME, self.store)
+        self.info = creating.create(self.tree, NAME, self.store)
         self.said = []
         if empty is not None:
             self.home.root.mkdir(parents=True)

@@ -9,7 +9,7 @@ import optuna
 import pytest
 from safetensors.numpy import load_file
 
-from pipeline import accounting, checkpoint_file, config, records, sweep
+from pipeline import accounting, checkpoint_file, config, creating, records
 from pipeline.executors.base import Lost, Reached
 from pipeline.executors.inline import InlineExecutor
 from pipeline.executors.process import ProcessExecutor
@@ -75,9 +75,9 @@ class Sweep:
         try:
             info = self.store.sweep("s")
         except NoSuchSweepError:
-            info = sweep.create(config.check(self.tree), "s", self.store)
+            info = creating.create(config.check(self.tree), "s", self.store)
         driver = Driver(
-            sweep.stored_config(info), info, self.store, self.home, executor or InlineExecutor()
+            creating.stored_config(info), info, self.store, self.home, executor or InlineExecutor()
         )
         driver._listen = lambda progress: self.said.append(progress.last)
         return driver.run()
@@ -287,9 +287,9 @@ def test_what_only_a_worker_can_refuse_starts_over_too(tmp_path, reference, capl
 def test_a_sweep_stopped_by_hand_goes_on_from_its_checkpoints(tmp_path, reference):
     one = Sweep(tmp_path, every(TREE, 2))
     one.store.prepare()
-    info = sweep.create(config.check(one.tree), "s", one.store)
+    info = creating.create(config.check(one.tree), "s", one.store)
     executor = InlineExecutor()
-    driver = Driver(sweep.stored_config(info), info, one.store, one.home, executor)
+    driver = Driver(creating.stored_config(info), info, one.store, one.home, executor)
 
     def stop(progress):
         if progress.running.get(0) == 3:
@@ -343,8 +343,8 @@ def test_a_killed_worker_is_taken_up_where_its_checkpoint_stands(
     one = Sweep(tmp_path, tree)
     everyone, killed = set(executor.process_ids()), []
     one.store.prepare()
-    info = sweep.create(config.check(tree), "s", one.store)
-    driver = Driver(sweep.stored_config(info), info, one.store, one.home, executor)
+    info = creating.create(config.check(tree), "s", one.store)
+    driver = Driver(creating.stored_config(info), info, one.store, one.home, executor)
 
     def kill_once(progress):
         if not killed and progress.running.get(0, 0) >= 7:

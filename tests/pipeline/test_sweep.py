@@ -16,7 +16,7 @@ import optuna
 import pyarrow.compute as pc
 import pytest
 
-from pipeline import config, records, retrying, sweep
+from pipeline import config, creating, records, retrying
 from pipeline.executors.base import Lost, Raised, Reached, Stopped
 from pipeline.executors.inline import InlineExecutor
 from pipeline.home import Home, LockedError
@@ -63,8 +63,8 @@ class Sweep:
         try:
             info = store.sweep(self.name)
         except StoreError:
-            info = sweep.create(config.check(self.tree), self.name, store)
-        checked = sweep.stored_config(info)
+            info = creating.create(config.check(self.tree), self.name, store)
+        checked = creating.stored_config(info)
         return Driver(checked, info, store, self.home, executor or InlineExecutor(), listener)
 
     def run(self, *args, **kwargs):
