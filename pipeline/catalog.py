@@ -18,6 +18,7 @@ _OWN_KINDS = {
     "tasks": "tasks:Task",
     "networks": "tasks.networks:Network",
     "diagnostics": "pipeline.diagnostics:Diagnostic",
+    "regularisers": "pipeline.regularisers:Regulariser",
 }
 
 

@@ -7,7 +7,7 @@ A tree has the sections
     pruner: {name, …}            who leaves before the last epoch (`pipeline.pruning`)
     task: {name, …}              what is learned
     network: {name, …}           by what
-    trainer: {…}                 how
+    trainer: {…}                 how; its `regularise: {name: {…}, …}` adds penalties to the loss
     measure: {name: {…}, …}      what is measured meanwhile
     execution: {…}               where; changes no result (its cohort_size sets a default batch)
 
@@ -37,6 +37,7 @@ from pipeline.space import Range, RangeError
 from tasks.base import Bounds, Config, seed_for
 
 _RANGED = ("task", "network", "trainer")
+_REGULARISE = "regularise"
 _MAPPINGS = ("sampler", "pruner", "trainer", "measure", "execution")
 SECTIONS = ("seed", "trials", "sampler", "pruner", *_RANGED, "measure", "execution")
 # Trials that results do not steer are asked for so many cohorts at a time.
@@ -87,6 +88,8 @@ class Execution(Config):
         which the end of a sweep waits for it and for the store.
     checkpoint: after every how many epochs to write down where a cohort stands, so that a crash
         costs no more; auto does so once a minute, null never. Only the driver's disk is used.
+    metrics_port: port of 127.0.0.1 on which Prometheus may ask for the sweep's numbers while it
+        runs (`/metrics`); null listens nowhere.
     """
 
     executor: Literal["auto", "inline", "process", "ray"] = "auto"
@@ -100,6 +103,7 @@ class Execution(Config):
     keep_weights: bool = False
     patience: Annotated[float, Bounds(ge=0)] = 600.0
     checkpoint: Annotated[int, Bounds(ge=1)] | Literal["auto"] | None = "auto"
+    metrics_port: Annotated[int, Bounds(ge=1, le=65535)] | None = None
 
     @property
     def num_threads(self) -> int:
@@ -198,7 +202,7 @@ class SweepConfig:
             seed=seed_for(self.seed, number),
             task=faults.choice("tasks", "task", tree["task"]),
             network=faults.choice("networks", "network", tree["network"]),
-            trainer=faults.section(Trainer, "trainer", tree["trainer"]),
+            trainer=_trainer(faults, tree["trainer"]),
         )
         faults.raise_any()
         return spec
@@ -210,8 +214,11 @@ class SweepConfig:
             found[f"{section}.name"] = choice.name
             for key, value in dataclasses.asdict(choice.config).items():
                 found[f"{section}.{key}"] = value
-        for key, value in dataclasses.asdict(spec.trainer).items():
-            found[f"trainer.{key}"] = value
+        settings = dataclasses.asdict(spec.trainer)
+        for one in settings.pop(_REGULARISE):
+            path = f"{_REGULARISE}.{one['name']}"
+            settings.update({f"{path}.{key}": value for key, value in one["config"].items()})
+        found.update({f"trainer.{key}": value for key, value in settings.items()})
         return found
 
 
@@ -251,7 +258,7 @@ def check(
         filled = space.fill({k: tree[k] for k in _RANGED if k in tree}, values)
         task = faults.choice("tasks", "task", filled["task"])
         network = faults.choice("networks", "network", filled["network"])
-        trainer = faults.section(Trainer, "trainer", filled.get("trainer", {}))
+        trainer = _trainer(faults, filled.get("trainer", {}))
         found.append((task, network, trainer))
     faults.raise_any()
 
@@ -274,13 +281,48 @@ def check(
         # With defaults, so that a later version with others resumes the sweep that was begun.
         "task": {**_plain(dataclasses.asdict(task.config)), **tree["task"]},
         "network": {**_plain(dataclasses.asdict(network.config)), **tree["network"]},
-        "trainer": {**_plain(dataclasses.asdict(trainer)), **tree.get("trainer", {})},
+        "trainer": _resolved_trainer(trainer, tree.get("trainer", {})),
         "measure": {c.name: _plain(dataclasses.asdict(c.config)) for c in measure},
         "execution": dataclasses.asdict(execution),
     }
     return SweepConfig(
         resolved, ranges, seed, trials, sampler, measure, trainer.epochs, pruner, execution
     )
+
+
+def _trainer(faults: Faults, tree: Any) -> Any:
+    """A Trainer with its regularisers, in alphabetical order, or None where that failed."""
+    if not isinstance(tree, Mapping):
+        return faults.section(Trainer, "trainer", tree)
+    trainer = faults.section(
+        Trainer, "trainer", {key: value for key, value in tree.items() if key != _REGULARISE}
+    )
+    path, named = f"trainer.{_REGULARISE}", tree.get(_REGULARISE)
+    if not isinstance(named, Mapping | None):
+        faults.add(path, f"must map names of regularisers to settings, got {named!r}")
+        return None
+    choices = tuple(
+        faults.named("regularisers", f"{path}.{name}", str(name), {} if own is None else own)
+        for name, own in sorted((named or {}).items(), key=lambda one: str(one[0]))
+    )
+    if trainer is None or None in choices:
+        return None
+    return dataclasses.replace(trainer, regularise=choices)
+
+
+def _resolved_trainer(trainer: Trainer, tree: Mapping[str, Any]) -> dict[str, Any]:
+    """With defaults; without regularisers it is what it was before there were any."""
+    found = {**_plain(dataclasses.asdict(trainer)), **tree}
+    del found[_REGULARISE]
+    if trainer.regularise:
+        found[_REGULARISE] = {
+            one.name: {
+                **_plain(dataclasses.asdict(one.config)),
+                **(tree[_REGULARISE][one.name] or {}),
+            }
+            for one in trainer.regularise
+        }
+    return found
 
 
 def most_in_batch(sampler: Sampler, trials: int) -> int:

@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 import torch
 from torch import Tensor
 
+from pipeline.choice import Choice
 from tasks.base import Bounds, Config, PerMember
 
 _INFINITY = float("inf")
@@ -33,6 +34,8 @@ class Trainer(Config):
     dtype: precision of weights and arithmetic.
     tf32: whether a GPU may round the factors of float32 products to 10 bits in training, which
         is faster. Evaluation and measurements never do.
+    regularise: penalties that are added to the loss, by name in a conf
+        (`regularise: {smoothness: {weight: 0.1}}`; `pipeline.regularisers`).
     """
 
     epochs: Annotated[int, Bounds(ge=1, le=1_000_000)] = 10
@@ -48,6 +51,7 @@ class Trainer(Config):
     decay_from: Annotated[int, Bounds(ge=1)] = 1
     dtype: Literal["float32", "float64"] = "float32"
     tf32: bool = False
+    regularise: tuple[Choice, ...] = ()
 
     def __post_init__(self) -> None:
         if self.momentum > 0 and self.optimiser != "sgd":

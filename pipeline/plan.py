@@ -11,16 +11,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from pipeline.choice import Choice as Choice
 from pipeline.optim import Trainer
 from tasks.base import Config, per_member_fields
-
-
-@dataclass(frozen=True)
-class Choice:
-    """A plug-in by name and its settings: `lstm` and an LSTM.Config."""
-
-    name: str
-    config: Config
 
 
 @dataclass(frozen=True)
@@ -83,6 +76,7 @@ def shape_key(spec: TrialSpec) -> str:
             "task": [spec.task.name, dataclasses.asdict(spec.task.config)],
             "network": [spec.network.name, _shaping(spec.network.config)],
             "trainer": _shaping(spec.trainer),
+            "regularise": [[one.name, _shaping(one.config)] for one in spec.trainer.regularise],
         },
         sort_keys=True,
     )
@@ -113,5 +107,6 @@ def _even_parts(group: Sequence[TrialSpec], size: int) -> list[Sequence[TrialSpe
 
 
 def _shaping(config: Config) -> dict[str, Any]:
-    per_member = per_member_fields(type(config))
-    return {k: v for k, v in dataclasses.asdict(config).items() if k not in per_member}
+    # Plug-ins within hold settings of their members; they are taken one by one.
+    left_out = per_member_fields(type(config)) | {"regularise"}
+    return {k: v for k, v in dataclasses.asdict(config).items() if k not in left_out}

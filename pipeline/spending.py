@@ -147,7 +147,9 @@ def _rehearse(population: "Population") -> float:
     # The first round warms the kernels up.
     for _ in range(2):
         started = time.perf_counter()
-        network.gradient(lambda o: task.losses(o, first.targets).mean(1), first.inputs)
+        found = network.gradient(lambda o: task.losses(o, first.targets).mean(1), first.inputs)
+        for regulariser in population.regularisers:
+            regulariser.add(found[2], network, first.inputs)
         seconds.append(time.perf_counter() - started)
     return seconds[-1] * count
 

@@ -31,6 +31,7 @@ from pipeline.capture import CudaGraphs, Recorder, Steps
 from pipeline.diagnostics.base import Diagnostic
 from pipeline.optim import Optimiser, Trainer
 from pipeline.plan import Cohort
+from pipeline.regularisers.base import Regulariser
 from pipeline.rows import Row
 from pipeline.rung_rows import RungRows, evaluate
 from pipeline.snapshot import Snapshot, SnapshotError, restore, take
@@ -46,6 +47,7 @@ __all__ = [
     "diagnostics_of",
     "evaluate",
     "load_task",
+    "regularisers_of",
     "train",
     "train_epoch",
     "update",
@@ -96,6 +98,7 @@ class Population:
     alive_N, begun_N: who still lives, and how many updates each has begun alive. They stay where
         they are on the device; `note_divergence` brings what they say to the CPU.
     steps: the updates of `train_epoch`, on a GPU recorded as a whole.
+    regularisers: what is added to the losses' gradients.
     """
 
     cohort: Cohort
@@ -106,6 +109,7 @@ class Population:
     alive_N: Tensor
     begun_N: Tensor
     steps: "Steps[Population]"
+    regularisers: list[Regulariser] = field(default_factory=list)
     update: int = 0
     diverged_at: dict[int, int] = field(default_factory=dict)
 
@@ -132,6 +136,8 @@ class Population:
         self.network.select(members)
         self.optimiser.select(members, self.network.pack())
         self.dropout.select(rows)
+        for regulariser in self.regularisers:
+            regulariser.select(members)
         self.alive_N, self.begun_N = self.alive_N[rows], self.begun_N[rows]
         self.diverged_at = {n: u for n, u in self.diverged_at.items() if n in self.numbers}
 
@@ -153,7 +159,8 @@ def build(
     """The population a cohort describes, at its initial weights.
 
     `task` may hand in the cohort's task where the caller keeps it from an earlier cohort.
-    `recorder` records its updates; "auto" does so as CUDA graphs on a GPU, None nowhere.
+    `recorder` records its updates; "auto" does so as CUDA graphs on a GPU where the regularisers
+    can be recorded, None nowhere.
     Raises UnsuitableError, MissingDataError, catalog.UnknownNameError.
     """
     first = cohort.trials[0]
@@ -175,9 +182,11 @@ def build(
         dtype=dtype,
         device=cohort.device,
     )
+    regularisers = regularisers_of(cohort, network, task)
     if recorder == "auto":
         is_cuda = torch.device(cohort.device).type == "cuda"
-        recorder = CudaGraphs(cohort.device) if is_cuda else None
+        is_recordable = all(regulariser.is_recordable for regulariser in regularisers)
+        recorder = CudaGraphs(cohort.device) if is_cuda and is_recordable else None
     return Population(
         cohort=cohort,
         task=task,
@@ -187,6 +196,7 @@ def build(
         alive_N=torch.ones(len(cohort.trials), dtype=torch.bool, device=cohort.device),
         begun_N=torch.zeros(len(cohort.trials), dtype=torch.int64, device=cohort.device),
         steps=Steps(_advance, recorder),
+        regularisers=regularisers,
     )
 
 
@@ -200,6 +210,22 @@ def load_task(cohort: Cohort) -> Task:
         dtype=getattr(torch, first.trainer.dtype),
         device=cohort.device,
     )
+
+
+def regularisers_of(cohort: Cohort, network: Network, task: Task) -> list[Regulariser]:
+    """What is added to the losses of anyone, checked against network and task.
+
+    Raises UnsuitableError.
+    """
+    found: list[Regulariser] = []
+    for place, choice in enumerate(cohort.trials[0].trainer.regularise):
+        kind: type[Regulariser] = catalog.load("regularisers", choice.name)
+        configs: list[Any] = [t.trainer.regularise[place].config for t in cohort.trials]
+        if any(config.weight for config in configs):
+            regulariser = kind(configs, [t.seed for t in cohort.trials], cohort.device)
+            regulariser.check(network, task)
+            found.append(regulariser)
+    return found
 
 
 def diagnostics_of(cohort: Cohort, network: Network, task: Task) -> list[Diagnostic]:
@@ -344,6 +370,11 @@ def train_epoch(population: Population, epoch: int) -> Tensor:
     """
     population.network.train()
     population.optimiser.start_epoch(epoch)
+    for regulariser in population.regularisers:
+        was_active = regulariser.is_active
+        regulariser.start_epoch(epoch)
+        if regulariser.is_active != was_active:
+            population.steps.restart()
     total_N = torch.zeros_like(population.alive_N, dtype=torch.float64)
     count = 0
     population.steps.forget()
@@ -397,6 +428,9 @@ def _advance(
     loss_N, state, gradient_NP = population.network.gradient(
         losses, inputs, state, dropout=population.dropout
     )
+    for regulariser in population.regularisers:
+        if regulariser.is_active:
+            regulariser.add(gradient_NP, population.network, inputs)
     alive_N = population.alive_N & torch.isfinite(loss_N)
     population.alive_N.copy_(population.optimiser.step(gradient_NP, alive_N))
     return loss_N, state

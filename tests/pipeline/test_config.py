@@ -444,3 +444,80 @@ def test_trees_stored_before_there_were_pruners_are_read():
     again = config.check(old)
     assert again.pruner.name == "none"
     assert again.batch_size == 64
+
+
+def regularised(**named):
+    return changed(trainer={**TREE["trainer"], "regularise": named})
+
+
+def test_a_tree_without_regularisers_is_what_it_was_before_there_were_any():
+    plain = config.check(TREE)
+    assert "regularise" not in plain.tree["trainer"]
+    assert not [
+        path for path in plain.params(plain.spec(0, drawn_at(plain))) if "regularise" in path
+    ]
+    for nothing in ({}, None):
+        empty = config.check(changed(trainer={**TREE["trainer"], "regularise": nothing}))
+        assert empty.hash == plain.hash
+        assert empty.tree == plain.tree
+
+
+def drawn_at(checked):
+    return {path: one.ends()[0] for path, one in checked.space.items()}
+
+
+def test_regularisers_stand_in_the_tree_with_defaults_and_ranges_and_come_back():
+    tree = changed(
+        network={"name": "rnn", "units": 8},
+        trainer={
+            "epochs": 3,
+            "regularise": {
+                "smoothness": None,
+                "flossing": {"weight": {"log_uniform": [1e-2, 10.0]}, "exponents": 3},
+            },
+        },
+    )
+    checked = config.check(tree)
+    path = "trainer.regularise.flossing.weight"
+    assert list(checked.space) == [path]
+    held = checked.tree["trainer"]["regularise"]
+    assert held["flossing"]["weight"] == {"log_uniform": [1e-2, 10.0]}
+    assert (held["flossing"]["exponents"], held["flossing"]["steps"]) == (3, 20)
+    assert held["smoothness"] == {"weight": 1.0, "until": None}
+    again = config.check(json.loads(json.dumps(checked.tree, sort_keys=True)))
+    assert (again.hash, again.tree) == (checked.hash, checked.tree)
+    spec = checked.spec(2, {path: 0.5})
+    assert [one.name for one in spec.trainer.regularise] == ["flossing", "smoothness"]
+    assert spec.trainer.regularise[0].config.weight == 0.5
+    params = checked.params(spec)
+    assert (params[path], params["trainer.regularise.flossing.until"]) == (0.5, None)
+    assert params["trainer.regularise.smoothness.weight"] == 1.0
+    assert "trainer.regularise" not in params
+
+
+@pytest.mark.parametrize(
+    ("named", "line"),
+    [
+        ({"flosing": {}}, "conf trainer.regularise.flosing: no regulariser 'flosing'; there are"),
+        (
+            {"smoothness": {"weigth": 1}},
+            "conf trainer.regularise.smoothness.weigth: unknown key; did you mean 'weight'?",
+        ),
+        (
+            {"smoothness": {"weight": -1}},
+            "conf trainer.regularise.smoothness.weight: must be at least 0, got -1",
+        ),
+        (
+            {"flossing": {"weight": {"uniform": [-1.0, 2.0]}}},
+            "conf trainer.regularise.flossing.weight: must be at least 0, got -1",
+        ),
+        ({"smoothness": [1]}, "conf trainer.regularise.smoothness: must be a mapping, got [1]"),
+    ],
+)
+def test_faults_in_regularisers_say_where_they_are(named, line):
+    assert line in fault(regularised(**named))
+
+
+def test_regularisers_that_are_no_mapping_are_refused():
+    found = fault(changed(trainer={"epochs": 3, "regularise": ["flossing"]}))
+    assert found.startswith("conf trainer.regularise: must map names of regularisers to settings")

@@ -18,6 +18,8 @@ from pipeline.optim import Trainer
 from pipeline.plan import Choice, Cohort, Limits, TrialSpec, plan, shape_key
 from pipeline.planning import size, to_practise
 from pipeline.practice import pace_of
+from pipeline.regularisers.flossing import Flossing
+from pipeline.regularisers.smoothness import Smoothness
 from pipeline.train import load_task, train
 from tasks.base import per_member_fields, seed_for
 from tasks.networks.lstm import LSTM
@@ -25,6 +27,7 @@ from tasks.networks.mlp import MLP
 from tasks.planar import Planar
 
 PLANAR = Choice("planar", Planar.Config(points=200))
+SMOOTHNESS = Choice("smoothness", Smoothness.Config())
 
 
 def spec(number, network=None, **trainer):
@@ -80,6 +83,8 @@ def altered(value, kind):
         return value + 1
     if isinstance(value, float):
         return value / 2 if value else 0.25
+    if kind == "regularise":
+        return (SMOOTHNESS,)
     others = {"adam": "sgd", "float32": "float64", "tanh": "relu", "gaussian": "uniform"}
     return others.get(value, "gaussian" if kind == "init" else value + "x")
 
@@ -105,6 +110,16 @@ def test_per_member_settings_never_split_a_cohort_and_all_others_do():
             assert together == (field.name in free), field.name
             checked += 1
     assert checked > 15
+    for other, together in (
+        (Smoothness.Config(weight=0.0), True),
+        (Smoothness.Config(until=1), False),
+        (Flossing.Config(), False),
+    ):
+        name = "flossing" if isinstance(other, Flossing.Config) else "smoothness"
+        both = [
+            spec(n, regularise=(one,)) for n, one in enumerate((SMOOTHNESS, Choice(name, other)))
+        ]
+        assert (len(plan(both, Limits(size=8, sweep_seed=0))) == 1) == together
     sgd = [spec(n, optimiser="sgd", momentum=m) for n, m in enumerate((0.0, 0.5))]
     assert len(plan(sgd, Limits(size=8, sweep_seed=0))) == 1
 

@@ -1,0 +1,1 @@
+"""Penalties that a trainer may add to the loss, one a file."""
