@@ -13,7 +13,7 @@ READY := .venv/.ready-$(shell pwd -P | cksum | cut -d ' ' -f 1)
 UNFINISHED := .venv/.unfinished
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 
-.PHONY: help setup demo findings test chaos lint bench bench-engine bench-sweep bench-report bench-scale clean
+.PHONY: help setup demo findings gallery test chaos lint bench bench-engine bench-sweep bench-report bench-scale clean
 
 help: ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 16
@@ -70,6 +70,13 @@ findings: $(READY) ## the numbers and figures of docs/findings.md again, from it
 	  > docs/findings/replay.txt
 	@$(BIN)/python docs/findings/quoted.py $(KEPT) --reports $(FINDINGS)
 	@git --no-pager diff --stat -- docs/findings docs/findings.md || true
+
+# What it has trained it finds again; `rm -r $(GALLERY)` begins anew.
+GALLERY := reports/gallery
+gallery: $(READY) ## the papers' experiments at small scale, and docs/studies.md (an hour)
+	@LYAPSWEEP_HOME=$(GALLERY)/home $(BIN)/lyapsweep reproduce all --scale small --out $(GALLERY) \
+	  --store folder:$(GALLERY)/store && cp $(GALLERY)/studies.md docs/studies.md
+	@git --no-pager diff --stat -- docs/studies.md || true
 
 # A file of tests is one worker's, so that what it starts is started once; each worker has one core.
 JOBS ?= $(shell cores=$$(nproc); echo $$((cores < 4 ? cores : 4)))

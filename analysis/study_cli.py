@@ -51,16 +51,26 @@ def reproduce(
         return
     from analysis import gallery
     from pipeline.store import open_store
+    from tasks.base import MissingDataError
 
-    kept, failed = open_store(store), []
+    kept = open_store(store)
+    failed: list[str] = []
+    skipped: list[str] = []
     for settings in chosen:
-        if not _carry_out(settings, kept, out):
-            failed.append(settings.name)
+        try:
+            if not _carry_out(settings, kept, out):
+                failed.append(settings.name)
+        except MissingDataError as error:
+            typer.echo(f"{settings.name}: {error}", err=True)
+            skipped.append(settings.name)
         if gallery.studies_in(out):
             gallery.write_index(out)
-    typer.echo(str(out / "index.html"))
-    if failed:
-        typer.echo(f"not carried out: {', '.join(failed)}", err=True)
+    if gallery.studies_in(out):
+        typer.echo(str(out / "index.html"))
+    if skipped:
+        typer.echo(f"left out for want of data: {', '.join(skipped)}", err=True)
+    if failed or len(skipped) == len(chosen):
+        typer.echo(f"not carried out: {', '.join(failed or skipped)}", err=True)
         raise typer.Exit(FAILED)
 
 
@@ -80,18 +90,21 @@ def _chosen(study: str) -> list[str]:
 
 
 def _carry_out(settings: "Settings", store: "Store", out: Path) -> bool:
-    """One study, its page and its verdicts; False where it could not be carried out."""
+    """One study, its page and its verdicts; False where it could not be carried out.
+
+    Raises MissingDataError.
+    """
     from analysis import gallery
     from analysis.frame import AnalysisError
     from analysis.studies.outcome import carry_out
     from pipeline.progress import duration
     from pipeline.store import StoreError
-    from tasks.base import MissingDataError, UnsuitableError
+    from tasks.base import UnsuitableError
 
     typer.echo(f"{settings.name}: {settings.scale} scale, {settings.seeds} seeds")
     try:
         done = carry_out(settings, store)
-    except (AnalysisError, MissingDataError, UnsuitableError) as error:
+    except (AnalysisError, UnsuitableError) as error:
         typer.echo(f"{settings.name}: {error}", err=True)
         return False
     page = gallery.add(done, out)

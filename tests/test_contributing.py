@@ -22,6 +22,9 @@ ROOT = Path(__file__).parents[1]
 EXAMPLES = dict(
     re.findall(r"```python\n# (\S+)\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text("utf-8"), re.S)
 )
+CONFS = dict(
+    re.findall(r"```yaml\n# (\S+)\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text("utf-8"), re.S)
+)
 KINDS = {
     "tasks/majority.py": "tasks",
     "tasks/networks/elman.py": "networks",
@@ -29,6 +32,7 @@ KINDS = {
     "pipeline/regularisers/small_biases.py": "regularisers",
     "analysis/predictors/middle.py": "predictors",
     "analysis/figures/final_losses.py": "figures",
+    "analysis/studies/width_helps.py": "studies",
 }
 
 
@@ -182,6 +186,25 @@ def test_the_predictor_and_the_figure_take_a_sweep(catalogued):
     table = figure.data(frame)
     assert dict(zip(table["trial"], table["loss"], strict=True)) == target.to_dict()
     assert figure.png(table).startswith(b"\x89PNG")
+
+
+def test_the_study_is_carried_out(catalogued, tmp_path, monkeypatch):
+    from analysis.studies import outcome, settings
+    from pipeline import conf_file
+    from pipeline.folder_store import FolderStore
+
+    (text,) = CONFS.values()
+    conf = tmp_path / "width_helps.yaml"
+    conf.write_text(text)
+    monkeypatch.setattr(conf_file, "find", lambda name: conf)
+    monkeypatch.setenv("LYAPSWEEP_HOME", str(tmp_path / "home"))
+    assert settings.load("width_helps", "paper").sweeps["widths"].epochs == 50
+    small = settings.load("width_helps")
+    done = outcome.carry_out(small, FolderStore(tmp_path / "store"))
+    assert done.tables["losses"]["width"].tolist() == [2, 16] * 5
+    assert done.outcome.findings[0].verdict == "reproduced"
+    turned = {"losses": done.tables["losses"].assign(width=[16, 2] * 5)}
+    assert done.study.judge(turned)[0].verdict == "reversed"
 
 
 def _cohort(load, task, networks, *, regularise=(), **measure):
