@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any
 
+import numpy as np
 import pandas as pd
 import torch
 from matplotlib.axes import Axes
@@ -217,10 +218,11 @@ def _draw_random(ax: Axes, random: pd.DataFrame) -> None:
             linewidth=0, zorder=3 if limit != "none" else 2,
         )  # fmt: skip
     lowest = float(random[BOUND].min())
-    ax.plot([lowest, 0], [lowest, 0], color=INK, linewidth=1)
+    diagonal = np.append(-np.geomspace(-lowest, 1e-4, 100), 0)
+    ax.plot(diagonal, diagonal, color=INK, linewidth=1, zorder=4)
     ax.axhline(0, color=INK, linewidth=0.8, linestyle=":")
     ax.set_xscale("symlog", linthresh=0.01)
-    ax.set_yscale("symlog", linthresh=0.1)
+    ax.set_yscale("symlog", linthresh=0.01)
     ax.set_xlim(1.3 * lowest, 2e-3)
     ax.set(xlabel="mean logarithmic norm (nats/time)", ylabel="largest FTLE (nats/time)")
     ax.set_title("random networks")
