@@ -126,6 +126,28 @@ def great_circle(plane: Tensor, radius: float = 1.0) -> Callable[[Tensor], Tenso
     return lambda t: radius * (t.cos()[:, None] * u[0] + t.sin()[:, None] * u[1])
 
 
+def shallow_length_bound(width: int, span: float = 2.0, sign_changes: int = 1) -> float:
+    """N_1 (1 + s) R ≥ L^E: no longer can a curve be after one hidden layer (Poole et al. 2016).
+
+    For any weights and biases, in x = φ(h) with a monotone φ whose values `span` R = sup φ − inf φ
+    (2 for tanh): each of the `width` N_1 units goes up and down by at most R as often as its h
+    turns, and a curve is no longer than its coordinates' total variations together. `sign_changes`
+    s: how often the velocity of the curve's projection on a line changes sign, at most; 1 for a
+    great circle, which goes up once and down once wherever it is begun.
+
+    Raises ValueError for width < 1, span ≤ 0 and sign_changes < 0.
+
+    >>> shallow_length_bound(100)
+    400.0
+    """
+    if width < 1 or not 0 < span < math.inf or sign_changes < 0:
+        raise ValueError(
+            "width must be at least 1, span positive and finite, sign_changes at least 0, got "
+            f"{width}, {span} and {sign_changes}"
+        )
+    return width * (1 + sign_changes) * span
+
+
 def pullback_metric(f: Callable[[Tensor], Any], points: Tensor) -> Tensor:
     """g = JᵀJ, (…, B, d, d): lengths and angles that f gives to its inputs, J = ∂f/∂x.
 

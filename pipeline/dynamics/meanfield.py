@@ -36,6 +36,7 @@ from pipeline.dynamics.wide.correlations import (
 from pipeline.dynamics.wide.curves import (
     CircleGeometry,
     circle_geometry,
+    curvature_limit,
     curvature_recursion,
     metric_recursion,
 )
@@ -54,6 +55,7 @@ from pipeline.dynamics.wide.phases import (
     critical_sigma_b,
     critical_sigma_w,
 )
+from pipeline.dynamics.wide.weight_changes import changed_weights_correlation
 
 __all__ = [
     "GELU",
@@ -64,6 +66,7 @@ __all__ = [
     "TANH",
     "Activation",
     "CircleGeometry",
+    "changed_weights_correlation",
     "chi_1",
     "chi_2",
     "circle_geometry",
@@ -72,6 +75,7 @@ __all__ = [
     "correlation_slope",
     "critical_sigma_b",
     "critical_sigma_w",
+    "curvature_limit",
     "curvature_recursion",
     "fixed_correlation",
     "fixed_point",

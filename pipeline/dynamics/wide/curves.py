@@ -44,6 +44,21 @@ def curvature_recursion(num_layers: int, chi_1: float, chi_2: float, start: floa
     return np.array(squares)
 
 
+def curvature_limit(chi_1: float, chi_2: float) -> float:
+    """κ̄*² = (3χ_2/χ_1²)/(1 − 1/χ_1), what `curvature_recursion` tends to in chaos.
+
+    The *squared* curvature; infinite for χ_1 ≤ 1, where curvature grows without end. Raises
+    ValueError for χ_1 = 0 and values that are negative or not finite.
+
+    >>> curvature_limit(2.0, 4.0)
+    6.0
+    """
+    _check_recursion(1, chi_1=chi_1, chi_2=chi_2)
+    if chi_1 == 0:
+        raise ValueError("curvature needs χ_1 > 0: at 0 curves shrink to points")
+    return math.inf if chi_1 <= 1 else 3 * chi_2 / chi_1**2 / (1 - 1 / chi_1)
+
+
 class CircleGeometry(NamedTuple):
     """A circle on its way through the layers, each (num_layers,), the circle itself first.
 

@@ -17,6 +17,7 @@ from pipeline.dynamics.geometry import (
     great_circle,
     principal_curvatures,
     pullback_metric,
+    shallow_length_bound,
 )
 from pipeline.dynamics.meanfield import circle_geometry, fixed_point
 from tasks.networks.mlp import MLP
@@ -168,6 +169,56 @@ def test_circle_through_random_layers_follows_the_recursions(sigma_w):
     assert metric == pytest.approx(theory.metric, rel=0.08)
     assert curvature**0.5 == pytest.approx(theory.curvature, rel=0.05)
     assert length == pytest.approx(theory.grassmann_length, rel=0.08)
+
+
+MONOTONE = {
+    "tanh": (torch.tanh, 2.0),
+    "sigmoid": (torch.sigmoid, 1.0),
+    "arctan, falling": (lambda x: -torch.atan(x), math.pi),
+    "clipped": (lambda x: x.clamp(-0.3, 1.2), 1.5),
+}
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    name=st.sampled_from(sorted(MONOTONE)),
+    width=st.integers(1, 12),
+    size=st.integers(2, 6),
+    sigma_w=st.floats(0, 300),
+    sigma_b=st.floats(0, 30),
+    seed=st.integers(0, 1000),
+)
+def test_no_layer_makes_a_circle_longer_than_the_shallow_bound(
+    name, width, size, sigma_w, sigma_b, seed
+):
+    """Whatever its weights; the polygon through points of a curve is no longer than the curve."""
+    phi, span = MONOTONE[name]
+    g = torch.Generator().manual_seed(seed)
+    W = torch.randn(size, width, dtype=F64, generator=g) * sigma_w
+    b = torch.randn(width, dtype=F64, generator=g) * sigma_b
+    points = phi(great_circle(orthonormal_plane(size, seed))(angles(3000)) @ W + b)
+    length = (points - points.roll(1, 0)).norm(dim=1).sum()
+    assert length <= shallow_length_bound(width, span) * (1 + 1e-12)
+
+
+def test_shallow_bound_is_met_by_a_single_unit_and_counts_turns():
+    """φ(h) of one unit goes from one end of its range to the other and back."""
+    circle = great_circle(torch.eye(2, dtype=F64))
+    steep = curve_geometry(
+        circle,
+        angles(20000),
+        through=lambda x: torch.tanh(x @ torch.tensor([[200.0], [0]]).double()),
+    )
+    length = float(steep.euclidean_length(2 * math.pi))
+    assert length == pytest.approx(shallow_length_bound(1), rel=1e-6)
+    # Twice around, a curve turns two more times.
+    twice = curve_geometry(
+        lambda t: circle(2 * t),
+        angles(20000),
+        through=lambda x: torch.tanh(x @ torch.tensor([[200.0], [0]]).double()),
+    )
+    length = float(twice.euclidean_length(2 * math.pi))
+    assert length == pytest.approx(shallow_length_bound(1, sign_changes=3), rel=1e-6)
 
 
 def test_pullback_metric_of_the_sphere():
@@ -368,6 +419,9 @@ CIRCLE = great_circle(torch.eye(2))
         (lambda: curve_geometry(CIRCLE, angles(5)).grassmann_length(1.0), "less than the period"),
         (lambda: great_circle(torch.ones(2, 2)), "orthonormal"),
         (lambda: great_circle(torch.eye(3)), "must be \\(2, D\\)"),
+        (lambda: shallow_length_bound(0), "width must be"),
+        (lambda: shallow_length_bound(3, span=0.0), "span positive"),
+        (lambda: shallow_length_bound(3, sign_changes=-1), "sign_changes at least 0"),
         (lambda: pullback_metric(lambda x: x, torch.ones(3)), "points must be"),
         (lambda: principal_curvatures(lambda x: x, torch.ones(3, 2)), "one number a point"),
         (lambda: principal_curvatures(lambda x: x[:, 0], torch.ones(3, 1)), "D ≥ 2"),

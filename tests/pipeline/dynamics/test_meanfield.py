@@ -20,6 +20,7 @@ from pipeline.dynamics.meanfield import (
     SILU,
     TANH,
     Activation,
+    changed_weights_correlation,
     chi_1,
     chi_2,
     circle_geometry,
@@ -28,6 +29,7 @@ from pipeline.dynamics.meanfield import (
     correlation_slope,
     critical_sigma_b,
     critical_sigma_w,
+    curvature_limit,
     curvature_recursion,
     fixed_correlation,
     fixed_point,
@@ -43,10 +45,10 @@ SMOOTH = {"tanh": TANH, "sigmoid": SIGMOID, "gelu": GELU, "silu": SILU}
 WIDTH = 1000
 
 
-def by_trapezoid(f, q):
-    """∫Dz f(√q z) on a grid of dz = 0.002: the slow obvious way."""
-    z = np.arange(-12, 12, 0.002)
-    return float((f(math.sqrt(q) * z) * np.exp(-z * z / 2)).sum() * 0.002 / math.sqrt(2 * math.pi))
+def by_trapezoid(f, q, dz=0.002):
+    """∫Dz f(√q z) on a dense grid: the slow obvious way."""
+    z = np.arange(-12, 12, dz)
+    return float((f(math.sqrt(q) * z) * np.exp(-z * z / 2)).sum() * dz / math.sqrt(2 * math.pi))
 
 
 @pytest.mark.parametrize(
@@ -64,6 +66,35 @@ def test_length_and_growth_at_the_fixed_point(sigma_w, sigma_b, q, chi, exponent
     assert fixed_point(sigma_w, sigma_b) == pytest.approx(q, abs=6e-10)
     assert chi_1(sigma_w, sigma_b) == pytest.approx(chi, abs=6e-10)
     assert largest_exponent(sigma_w, sigma_b) == pytest.approx(exponent, abs=6e-7)
+
+
+def by_iteration(sigma_w, sigma_b):
+    """q* by iterating V, every integral on a dense grid: nothing of ours."""
+    q = 1.0
+    for _ in range(2000):
+        after = sigma_w**2 * by_trapezoid(lambda x: np.tanh(x) ** 2, q, 0.01) + sigma_b**2
+        if abs(after - q) < 1e-13:
+            break
+        q = after
+    return q
+
+
+@pytest.mark.parametrize("sigma_w", [1.3, 2.5, 4.0])
+def test_published_networks_by_dense_integration_alone(sigma_w):
+    q = by_iteration(sigma_w, 0.3)
+    growth = sigma_w**2 * by_trapezoid(lambda x: np.cosh(x) ** -4.0, q, 0.01)
+    assert fixed_point(sigma_w, 0.3) == pytest.approx(q, abs=1e-10)
+    assert chi_1(sigma_w, 0.3) == pytest.approx(growth, abs=1e-10)
+
+
+@pytest.mark.parametrize("sigma_b", [0.1, 0.3, 1.0])
+def test_critical_line_by_dense_integration_alone(sigma_b):
+    def excess(sigma_w):
+        q = by_iteration(sigma_w, sigma_b)
+        return sigma_w**2 * by_trapezoid(lambda x: np.cosh(x) ** -4.0, q, 0.01) - 1
+
+    expected = brentq(excess, 1.0, 2.5, xtol=1e-11)
+    assert critical_sigma_w(sigma_b) == pytest.approx(expected, abs=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -359,6 +390,42 @@ def test_recursions_reach_their_fixed_point():
     assert metric_recursion(5, growth, q)[-1] == pytest.approx(q * growth**4)
 
 
+def test_curvature_tends_to_its_limit_in_chaos_alone():
+    for growth, source in [(1.2, 0.3), (2.0, 4.0), (5.0, 1.0)]:
+        limit = curvature_limit(growth, source)
+        assert curvature_recursion(400, growth, source, 0.7)[-1] == pytest.approx(limit, rel=1e-12)
+    assert curvature_limit(1.0, 0.5) == curvature_limit(0.9, 0.5) == math.inf
+
+
+@pytest.mark.parametrize("sigma_w", [1.3, 2.5, 4.0])
+def test_simulated_changes_of_weights(sigma_w):
+    """W(Δ) beside W on the same signals, and on signals that differ: within 2 % at N = 1000."""
+    rng = np.random.default_rng(4)
+    q = fixed_point(sigma_w, 0.3)
+    u = np.linalg.qr(rng.normal(size=(WIDTH, 32)))[0] * math.sqrt(WIDTH * q)
+    W, dW = rng.normal(size=(2, WIDTH, WIDTH)) * sigma_w / math.sqrt(WIDTH)
+    b = 0.3 * rng.normal(size=(WIDTH, 1))
+    for delta in (0.2, 0.7):
+        changed = math.sqrt(1 - delta**2) * W + delta * dW
+        for c in (1.0, 0.6):
+            other = c * u[:, :16] + math.sqrt(1 - c * c) * u[:, 16:]
+            h, k = W @ np.tanh(u[:, :16]) + b, changed @ np.tanh(other) + b
+            found = (h * k).sum(0) / np.sqrt((h * h).sum(0) * (k * k).sum(0))
+            expected = changed_weights_correlation(delta, sigma_w, 0.3, c=c)
+            assert found.mean() == pytest.approx(expected, abs=0.02)
+
+
+def test_changes_of_weights_at_their_ends():
+    q = fixed_point(2.5, 0.3)
+    assert changed_weights_correlation(0.0, 2.5, 0.3) == pytest.approx(1.0, rel=1e-12)
+    assert changed_weights_correlation(1.0, 2.5, 0.3) == pytest.approx(0.09 / q, rel=1e-12)
+    unchanged = float(correlation_map(0.4, 2.5, 0.3))
+    assert changed_weights_correlation(0.0, 2.5, 0.3, c=0.4) == pytest.approx(unchanged)
+    assert changed_weights_correlation(0.6, 0.5, 0.3, activation=LINEAR) == pytest.approx(
+        0.8 * 0.25 + 0.75  # by hand: q* = σ_b²/(1 − σ_w²), so that the bias is 3/4 of it
+    )
+
+
 @pytest.mark.parametrize(
     ("sigma_w", "simulated"),
     [(1.3, (6.28, 16.0, 19.6)), (2.5, (6.28, 97.7, 395)), (4.0, (6.28, 393, 5110))],
@@ -460,6 +527,10 @@ def test_simulated_correlations_reach_their_fixed_point():
         (lambda: metric_recursion(0, 1.0, 1.0), "num_layers"),
         (lambda: curvature_recursion(3, 0.0, 1.0, 1.0), "χ_1 > 0"),
         (lambda: curvature_recursion(3, 1.0, -1.0, 1.0), "chi_2 must be"),
+        (lambda: curvature_limit(0.0, 1.0), "χ_1 > 0"),
+        (lambda: curvature_limit(1.0, math.inf), "chi_2 must be"),
+        (lambda: changed_weights_correlation(1.1, 2.0, 0.1), "Δ must be within 0 … 1"),
+        (lambda: changed_weights_correlation(0.5, 0.5, 0.0), "signals vanish"),
         (lambda: circle_geometry(3, 0.5, 0.0), "no radius"),
         (lambda: fixed_correlation(2.0, 0.0, q=1.0, activation=RELU), "must be a fixed point"),
     ],
@@ -489,7 +560,7 @@ def test_edges_of_the_domain():
     "name",
     ["meanfield", "quadrature"]
     + [f"wide.{name}" for name in ("activations", "lengths", "correlations", "phases")]
-    + ["wide.exponents", "wide.curves"],
+    + ["wide.exponents", "wide.curves", "wide.weight_changes"],
 )
 def test_examples_run(name):
     result = doctest.testmod(importlib.import_module(f"pipeline.dynamics.{name}"))
