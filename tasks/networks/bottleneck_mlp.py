@@ -18,13 +18,14 @@ import torch
 from torch import Tensor, nn
 
 from tasks.base import Bounds
+from tasks.networks.base import Network
 from tasks.networks.dropout import DropoutStreams
 from tasks.networks.layers import common_settings, draw_weight, linear
 from tasks.networks.mlp import MLP
 from tasks.networks.workspace import Workspace
 
 
-class BottleneckMLP(MLP):
+class BottleneckMLP(MLP, Network):
     """A population of fully connected networks with a bottleneck before the outputs."""
 
     @dataclass(frozen=True, kw_only=True)
@@ -97,15 +98,16 @@ class BottleneckMLP(MLP):
         finally:
             self._is_apart = False
 
+    def own_outputs(self, inputs: Tensor) -> Tensor:
+        """What the hidden layers' own output layer says, (N, B, O); (N, B, 0) without one."""
+        return super().forward(inputs)[0][..., : self._num_own]
+
     @torch.no_grad()
-    def views(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        """The hidden layers' own outputs (N, B, O), none of them unless they learn apart, and the
-        bottleneck's local fields (N, B, K).
-        """
-        upper, _, _ = super()._run(
-            inputs, None, None, Workspace(), slice(0, self.num_members), keep=False
-        )
-        return upper[..., : self._num_own], upper[..., self._num_own :]
+    def local_fields(self, inputs: Tensor) -> Tensor:
+        """b of the bottleneck, (N, B, K)."""
+        everyone, space = slice(0, self.num_members), Workspace()
+        upper, _, _ = super()._run(inputs, None, None, space, everyone, keep=False)
+        return upper[..., self._num_own :]
 
     def _run(
         self,

@@ -45,10 +45,10 @@ def plain(network, n, x):
 
 
 @pytest.mark.parametrize("learns", ["together", "apart"])
-def test_outputs_and_views_equal_plain_torch(learns):
+def test_outputs_and_local_fields_equal_plain_torch(learns):
     network, (x, _) = population(learns=learns), batch()
     outputs, state = network(x)
-    own, fields = network.views(x)
+    own, fields = network.own_outputs(x), network.local_fields(x)
     assert state is None
     assert own.shape == (3, 6, 4 if learns == "apart" else 0)
     for n in range(3):
