@@ -188,7 +188,8 @@ class LorenzClosedLoop(Study):
                 f"{number} networks, and {forgets.sum()} forget faster than the flow contracts; "
                 f"the two go together in {agrees.sum()}. λ₃ is {table['lambda_3'].min():.1f} to "
                 f"{table['lambda_3'].max():.1f}, the largest of driven networks "
-                f"{table['driven'].min():.1f} to {table['driven'].max():.1f} nats per unit time.{one_way}",
+                f"{table['driven'].min():.1f} to {table['driven'].max():.1f} nats per unit time."
+                f"{one_way}",
                 float(table["lambda_3"].mean()),
                 float(table["lambda_3"].min()),
                 float(table["lambda_3"].max()),
