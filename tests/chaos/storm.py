@@ -7,6 +7,7 @@ between is its own affair, so a storm is repeated in kind and not in every instr
 import re
 import time
 from collections import Counter
+from collections.abc import Collection
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from random import Random
@@ -56,6 +57,7 @@ class Storm:
         pause: seconds for which whoever is stopped stands still.
         gaps: seconds between two faults, at least and at most.
         patience: seconds after which a sweep that has not finished is given up.
+        only: the kinds of fault that come; None for all.
     """
 
     stage: Stage
@@ -64,7 +66,8 @@ class Storm:
     reference: dict[int, pa.Table]
     pause: float = 20.0
     gaps: tuple[float, float] = (0.1, 1.5)
-    patience: float = 900.0
+    patience: float = 1800.0
+    only: Collection[str] | None = None
 
     def run(self) -> Account:
         """Never raises for what the storm found: that is in the account."""
@@ -74,7 +77,11 @@ class Storm:
         self.stage.set_up()
         try:
             with ThreadPoolExecutor(16, "chaos") as self._pool:
-                self._faults = faults_of(self.stage, self.pause)
+                self._faults = [
+                    fault
+                    for fault in faults_of(self.stage, self.pause)
+                    if self.only is None or fault.kind in self.only
+                ]
                 is_complete = self._weather()
                 self._calm()
             if is_complete:
@@ -214,7 +221,10 @@ class Storm:
 
 def _blamed(last: str) -> str:
     """A word in the kind of fault of which a driver complained with its last line."""
-    said = {"is full": "disk", "No space": "disk", "Optuna": "PostgreSQL", "MLflow store": "MLflow"}
+    said = {
+        "is full": "disk", "No space": "disk", "Optuna": "PostgreSQL", "MLflow store": "MLflow",
+        "local Ray is gone": "raylet",
+    }  # fmt: skip
     return next((kind for words, kind in said.items() if words in last), "")
 
 

@@ -124,3 +124,12 @@ def test_storms(kind, weather, chaos_faults, chaos_seed, request):
         account = weather(LONG, seed, min(FAULTS_A_STORM, wanted - injected + 2), **options)
         injected += account.num_faults
         seed += 1
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_a_local_ray_that_was_killed_ends_its_driver_and_costs_nothing(weather, chaos_seed):
+    """The driver says so by itself and ends, rather than wait for workers that never come."""
+    kind = "kill -9 raylet"
+    account = weather(LONG, chaos_seed * 1000 + 900, num_faults=3, ray=True, only=[kind])
+    assert account.faults == {(kind, storm.ENDED): 3}
