@@ -88,6 +88,8 @@ class Cluster:
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
         if address is None:
             options |= {
+                # By no address Ray would mean one that `ray start` left running here.
+                "address": "local",
                 "num_cpus": cpus,
                 "include_dashboard": False,
                 "object_store_memory": 256 * 2**20,

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -569,3 +570,19 @@ def test_ray_listens_on_loopback_only(local_ray):
     assert len(found) >= 3, "no listeners found: the test sees the wrong processes"
     outside = [f for f in found if f[1] not in ("127.0.0.1", "::1", "::ffff:127.0.0.1")]
     assert not outside
+
+
+def test_a_local_ray_is_its_own_beside_one_that_runs_already():
+    """`ray start` leaves a note of itself, which Ray would follow; here it leads nowhere."""
+    asks = (
+        "from pipeline.executors.ray_cluster import Cluster; found = Cluster(None, cpus=1);"
+        "print(found.room(1, 0)); found.close()"
+    )
+    with tempfile.TemporaryDirectory(prefix="lyr", dir="/tmp") as folder:
+        (Path(folder) / "ray").mkdir()
+        (Path(folder) / "ray" / "ray_current_cluster").write_text("127.0.0.1:1\n")
+        done = subprocess.run(
+            [sys.executable, "-P", "-c", asks], env={**os.environ, "RAY_TMPDIR": folder},
+            capture_output=True, text=True, timeout=300,
+        )  # fmt: skip
+    assert (done.returncode, done.stdout.strip()) == (0, "1"), done.stderr[-2000:]
