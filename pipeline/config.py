@@ -410,7 +410,8 @@ def _ends(ranges: Mapping[str, Range]) -> Iterable[dict[str, Any]]:
 def _some(one: Range, most: int) -> tuple[Any, ...]:
     """Ends but the first, no more than so many, from all over the range, its last among them."""
     ends = one.ends()[1:]
-    step = -(-len(ends) // max(1, most))
+    # A choice of one has no other end.
+    step = max(1, -(-len(ends) // max(1, most)))
     return ends[::-1][::step]
 
 

@@ -38,6 +38,36 @@ def executor_kind(config: "SweepConfig", address: str | None) -> str:
     return "ray" if address or os.environ.get("RAY_ADDRESS") else "process"
 
 
+def begun(store: "Store", name: str, settings: list[str] | None) -> "SweepInfo":
+    """A sweep that was begun. A server that is not there yet is waited for.
+
+    After a power cut everything starts at the same time. Raises NoSuchSweepError, StoreError;
+    StoreAwayError after `execution.patience` seconds.
+    """
+    from pipeline.config import Execution
+    from pipeline.mlflow_once import asked_once
+    from pipeline.retrying import Retry
+    from pipeline.store import StoreAwayError
+
+    patience, retry = Execution().patience, Retry()
+    for setting in settings or ():
+        # Known only once there is a sweep; what is no number is refused then.
+        if setting.startswith("execution.patience="):
+            with suppress(ValueError):
+                patience = float(setting.partition("=")[2])
+    while True:
+        try:
+            with asked_once():
+                return store.sweep(name)
+        except StoreAwayError as error:
+            retry.failed()
+            if retry.seconds + retry.wait > patience:
+                raise
+            if retry.num == 1:
+                typer.echo(f"{error}; asking again for {patience:.0f} s", err=True)
+            time.sleep(retry.wait)
+
+
 def drive(
     config: "SweepConfig", info: "SweepInfo", store: "Store", home: "Home", executor: "Executor"
 ) -> None:

@@ -38,11 +38,10 @@ def _of_driver(info: SweepInfo, store: Store, home: Home) -> Iterator[str]:
     found = pace(home)
     if found.trials_per_hour is not None:
         yield f"pace: {found.trials_per_hour:.0f} trials/h, {found.epochs_per_second:.3g} epochs/s"
-    since = [_written(path) for path in home.spool.glob("trial-*.parquet")]
-    if since:
-        lag = duration(max(0.0, time.time() - min(since)))
+    num, seconds = waiting(home)
+    if num:
         yield (
-            f"waiting on disk to be published: {len(since)}, the first for {lag} "
+            f"waiting on disk to be published: {num}, the first for {duration(seconds)} "
             f"(lyapsweep resume {info.name})"
         )
     retries = [f"{num} of {of}" for of, num in sorted(found.retries.items())]
@@ -59,6 +58,12 @@ def _of_driver(info: SweepInfo, store: Store, home: Home) -> Iterator[str]:
     else:
         if who is not None:
             yield f"driven by: {who}{', which is no more' if who.is_known_dead else ''}"
+
+
+def waiting(home: Home) -> tuple[int, float]:
+    """How many trials are in the spool, and for how many seconds the first of them has been."""
+    since = [_written(path) for path in home.spool.glob("trial-*.parquet")]
+    return len(since), max(0.0, time.time() - min(since)) if since else 0.0
 
 
 def _written(path: Path) -> float:
