@@ -124,11 +124,11 @@ def resume(
     from pipeline.creating import stored_config
     from pipeline.home import Home
     from pipeline.preflight import preflight
-    from pipeline.running import drive, executor_kind, starting, with_executor
+    from pipeline.running import begun, drive, executor_kind, starting, with_executor
     from pipeline.store import check_name, open_store
 
     opened = open_store(store)
-    info = opened.sweep(check_name(name))
+    info = begun(opened, check_name(name), settings)
     config = conf_file.with_execution(stored_config(info), with_executor(settings, executor))
     kind = executor_kind(config, address)
     preflight(config, executor=kind)

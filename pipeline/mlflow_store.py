@@ -54,6 +54,7 @@ from pipeline.store import (
     Entry,
     NameInUseError,
     NoSuchSweepError,
+    StoreAwayError,
     StoreError,
     StoreFullError,
     SweepInfo,
@@ -62,6 +63,7 @@ from pipeline.store import (
     info_of,
 )
 
+_SERVERS = ("http://", "https://")
 _PREFIX = "lyapsweep."
 _SWEEP, _KIND, _STATE = f"{_PREFIX}sweep", f"{_PREFIX}kind", f"{_PREFIX}state"
 _UID, _NUMBER, _SHA = f"{_PREFIX}trial_uid", f"{_PREFIX}trial_number", f"{_PREFIX}sha256"
@@ -105,8 +107,11 @@ def _guarded(method: Callable[_P, _T]) -> Callable[_P, _T]:
             # What failed may have happened all the same: look again next time.
             store.forget()
             brief = _brief(error)
-            is_full = "is full" in brief or "No space left" in brief
-            kind = StoreFullError if is_full else StoreError
+            kind: type[StoreError] = StoreError
+            if "is full" in brief or "No space left" in brief:
+                kind = StoreFullError
+            elif store.uri.startswith(_SERVERS) and not _is_refusal(error):
+                kind = StoreAwayError
             message = hide_password(store.uri, f"MLflow store {store.uri}: {brief}")
             raise kind(message) from error
 
@@ -488,7 +493,7 @@ class MlflowStore:
     def _search(self, name: str) -> list[Any]:
         """The runs of trials, with our tags at least."""
         client, experiment_id = self._connect(), self._require_experiment(name)
-        if not self.uri.startswith(("http://", "https://")):
+        if not self.uri.startswith(_SERVERS):
             return _sound(tagged_runs(client, experiment_id, {_KIND: "trial"}, _PREFIX))
         found: list[Any] = []
         token = None
@@ -581,6 +586,13 @@ def _sound(runs: list[Any]) -> list[Any]:
 def _touch(uri: str) -> None:
     """Makes MLflow create or upgrade its tables."""
     MlflowClient(uri).search_experiments(max_results=1)
+
+
+def _is_refusal(error: Exception) -> bool:
+    """Whether a server has answered, and that this cannot be had: 401, 403, 404, …"""
+    if not isinstance(error, MlflowException):
+        return False
+    return 400 <= int(error.get_http_status_code()) < 500  # type: ignore[no-untyped-call]
 
 
 def _brief(error: Exception) -> str:

@@ -27,6 +27,10 @@ class StoreFullError(StoreError):
     """There is no space left under the store: trying again does not help."""
 
 
+class StoreAwayError(StoreError):
+    """The store's server did not answer, or with an error of its own; it may later."""
+
+
 class NoSuchSweepError(StoreError):
     """No sweep of this name in this store; the message lists those there are."""
 

@@ -157,3 +157,25 @@ def test_five_hundred_short_trials_by_four_workers(kind, request, tmp_path, caps
     assert list(found.ends.values()) == ["complete"] * 500
     with capsys.disabled():
         print(f"\n{kind}: 500 trials in {seconds:.0f} s, {500 / seconds:.1f} trials/s")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_resume_waits_for_a_server_that_is_not_there_yet(mlflow, optuna_url, tmp_path):
+    """As after a power cut, when all machines start at the same time."""
+    store, home = open_store(mlflow.url), Home(tmp_path / "home", "early")
+    store.prepare()
+    checked = config.check(CONF)
+    info = creating.create(checked, "early", store)
+    assert sweep.Driver(checked, info, store, home, InlineExecutor()).run().state == "complete"
+    mlflow.stop()
+    resumed = subprocess.Popen(
+        [*LYAPSWEEP, "resume", "early", "--store", mlflow.url],
+        cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1", "LYAPSWEEP_HOME": str(home.root)},
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    assert "asking again for 600 s" in resumed.stdout.readline()
+    mlflow.start()
+    said, _ = resumed.communicate(timeout=600)
+    assert resumed.returncode == 0, said
+    assert "6/6 done" in said
