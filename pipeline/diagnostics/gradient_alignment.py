@@ -8,7 +8,8 @@ the squared cosine with every single vector is told, 1/N by chance. Source: EXPE
 
 The first m covariant vectors span what the first m backward ones do, and the adjoint covariant ones
 what the forward ones do (Kuptsov & Parlitz 2012), so that spans need no four bases; single vectors
-do. NaN weights give NaN and a flag.
+do. That holds once the vectors have settled; `residual`, the sine by which the covariant ones miss
+their place, says how far they have. NaN weights give NaN and a flag.
 
 Shapes: N members, B sequences, T steps, D units, P points in time, K vectors.
 """
@@ -184,6 +185,10 @@ def _readings(
         mean_NK = square_NBPK[:, :, counted[times >= 1]].mean((1, 2))
         more = {**details, "chance": 1 / units}
         found.append(reading(f"delta_{name}", mean_NK, ("vector",), details=more))
+        if name == "covariant":
+            assert vectors.residual is not None
+            residual_NK = vectors.residual[:, :, counted].mean((1, 2))
+            found.append(reading("residual", residual_NK, ("vector",), details=details))
         if name in spans:
             horizons = {**more, "horizons": (shape[1] - at).tolist()}
             leading = square_NBPK[..., 0].mean(1)

@@ -86,6 +86,9 @@ def test_far_from_the_loss_delta_lies_along_the_leading_forward_vector():
     }
     torch.testing.assert_close(delta["backward"][:, 0], delta["covariant"][:, 0])
     assert (delta["backward"][:, 1] - delta["covariant"][:, 1]).abs().max() > 1e-4
+    # The first misses nothing, there being no forward vector before it.
+    assert (found["residual"].values_N[:, 0] == 0).all()
+    assert (found["residual"].values_N[:, 1:] > 0).all()
     for name, reading in delta.items():
         assert ((reading >= 0) & (reading <= 1)).all(), name
 
