@@ -1,4 +1,4 @@
-"""Networks that have learned the Lorenz flow, run on their own outputs: whose exponents are theirs?
+"""Networks that have learned the Lorenz flow have its exponents when they run on their own outputs.
 
 Pathak et al. (2017) for reservoirs; here recurrent networks trained through time to tell the next
 value. Each then takes its own outputs as inputs, and the Lyapunov spectrum of that closed loop is
