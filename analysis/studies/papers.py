@@ -56,3 +56,10 @@ PATHAK = Paper(
     "attractors and calculate Lyapunov exponents from data, Chaos 27, 121102 (2017)",
     "https://arxiv.org/abs/1710.07313",
 )
+ENGELKEN = Paper(
+    "S6",
+    "Engelken 2023",
+    "R. Engelken, Gradient flossing: Improving gradient descent through dynamic control of "
+    "Jacobians, NeurIPS (2023)",
+    "https://arxiv.org/abs/2312.17306",
+)
