@@ -6,12 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
-from pipeline import pruning
+from pipeline import conf_file, pruning, yaml_text
 from pipeline.config import check
-from pipeline.faults import ConfigError
+from pipeline.faults import ConfigError, clipped
 from pipeline.plan import Choice
 from pipeline.pruning import PrunerConfig
 from tasks.base import Config
@@ -71,41 +68,34 @@ def parse(text: str) -> dict[str, Any]:
 
     Raises ConfigError.
     """
-    try:
-        if text.lstrip().startswith("{"):
-            tree = OmegaConf.to_container(OmegaConf.create(text))
-        elif text.endswith((".yaml", ".yml")):
-            tree = OmegaConf.to_container(OmegaConf.create(Path(text).read_text(encoding="utf-8")))
-            if isinstance(tree, dict) and isinstance(tree.get("pruner"), dict):
-                tree = tree["pruner"]
-        else:
-            name, _, settings = text.partition(":")
-            flow = settings.replace("=", ": ")
-            tree = {"name": name.strip(), **_mapping(OmegaConf.create(f"{{{flow}}}"))}
-    except OSError as error:
-        raise ConfigError(f"--pruner {text}: cannot be read ({error.strerror})") from None
-    except (OmegaConfBaseException, ValueError, AttributeError) as error:
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise _unreadable(text, first) from None
-    except Exception as error:
-        # What PyYAML raises, by name: it is imported by one module of ours, and that is not this.
-        if type(error).__module__.startswith("yaml"):
-            raise _unreadable(text, str(error).splitlines()[0]) from None
-        raise
+    where = f"--pruner {clipped(text)}"
+    if text.endswith((".yaml", ".yml")) and not text.lstrip().startswith("{"):
+        tree = conf_file.tree_of(yaml_text.read(Path(text)), where)
+        if isinstance(tree, dict) and isinstance(tree.get("pruner"), dict):
+            tree = tree["pruner"]
+    else:
+        tree = _said(text, where)
     if not isinstance(tree, dict) or any(v is None for v in tree.values()):
         raise _unreadable(text, "no value for a setting")
     return {str(key): value for key, value in tree.items()}
 
 
-def _mapping(node: Any) -> dict[Any, Any]:
-    tree = OmegaConf.to_container(node)
-    return tree if isinstance(tree, dict) else {}
+def _said(text: str, where: str) -> Any:
+    name, _, settings = text.partition(":")
+    is_whole = text.lstrip().startswith("{")
+    flow = text if is_whole else f"{{{settings.replace('=', ': ')}}}"
+    try:
+        yaml_text.check(flow, where)
+        tree = conf_file.tree_of(flow, where)
+    except ConfigError as error:
+        raise _unreadable(text, str(error).removeprefix(f"{where}: ")) from None
+    return tree if is_whole or not isinstance(tree, dict) else {"name": name.strip(), **tree}
 
 
 def _unreadable(text: str, reason: str) -> ConfigError:
     return ConfigError(
-        f"--pruner {text}: must be a name, or name:setting=value,…, or YAML ({reason}); e.g. "
-        "--pruner median:n_warmup_steps=2"
+        f"--pruner {clipped(text)}: must be a name, or name:setting=value,…, or YAML "
+        f"({reason}); e.g. --pruner median:n_warmup_steps=2"
     )
 
 

@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from analysis import features as ft
@@ -96,13 +95,7 @@ class Plan(Config):
 
 def read_plan(path: Path) -> Plan:
     """A plan from a YAML file. Raises ConfigError: one line a fault."""
-    text = yaml_text.read(path)
-    try:
-        tree = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, TypeError, KeyError, OverflowError) as error:
-        brief = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ConfigError(f"{path}: not valid YAML ({brief})") from error
-    return plan_of(tree, str(path))
+    return plan_of(yaml_text.load(path), str(path))
 
 
 def plan_of(tree: Any, source: str) -> Plan:

@@ -11,22 +11,10 @@ from omegaconf.errors import OmegaConfBaseException
 
 from pipeline import pruning, yaml_text
 from pipeline.config import SECTIONS, SweepConfig, check
-from pipeline.faults import ConfigError
+from pipeline.faults import ConfigError, clipped
 
 _EXAMPLE = "network.units=128"
-# What loaders raise of text that is YAML and cannot be made values of: a key that no mapping can
-# have, a date that is none, an interpolation without an end.
-_UNREADABLE = (
-    yaml.YAMLError,
-    OmegaConfBaseException,
-    ValueError,
-    TypeError,
-    KeyError,
-    IndexError,
-    AttributeError,
-    OverflowError,
-    AssertionError,
-)
+_UNREADABLE = (OmegaConfBaseException, *yaml_text.UNREADABLE)
 
 
 def find(conf: str) -> Path:
@@ -65,21 +53,29 @@ def read_tree(
 
     Errors say what the mapping `holds`, with an `example` of an override. Raises ConfigError.
     """
-    text = yaml_text.read(path)
-    try:
-        node = OmegaConf.create(text)
-    except yaml.MarkedYAMLError as error:
-        line = f" line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise ConfigError(f"{path}{line}: not valid YAML ({error.problem})") from error
-    except _UNREADABLE as error:
-        raise ConfigError(f"{path}: not valid YAML ({_brief(error)})") from error
-    if not OmegaConf.is_dict(node):
+    tree = tree_of(yaml_text.read(path), str(path))
+    if not isinstance(tree, dict):
         raise ConfigError(f"{path}: must be a mapping with the {holds}")
-    tree: Any = OmegaConf.to_container(node, resolve=False)
     origin = {}
     for override in overrides:
         origin[_apply(tree, override, example)] = f"command line {override!r}:"
     return {str(k): v for k, v in tree.items()}, origin
+
+
+def tree_of(text: str, where: str) -> Any:
+    """What YAML stands for that `yaml_text` has nothing against; an interpolation is its text.
+
+    Raises ConfigError, which begins with `where`.
+    """
+    try:
+        tree = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
+    except yaml.MarkedYAMLError as error:
+        line = f" line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise ConfigError(f"{where}{line}: not valid YAML ({error.problem})") from error
+    except _UNREADABLE as error:
+        raise ConfigError(f"{where}: not valid YAML ({_brief(error)})") from error
+    yaml_text.check_numbers(tree, where)
+    return tree
 
 
 def with_execution(config: SweepConfig, overrides: Sequence[str]) -> SweepConfig:
@@ -110,22 +106,20 @@ def with_execution(config: SweepConfig, overrides: Sequence[str]) -> SweepConfig
 def _apply(tree: Any, override: str, example: str = _EXAMPLE) -> str:
     key, equals, text = override.partition("=")
     key = key.strip()
+    where = f"command line {clipped(override)!r}"
     if not equals or not key or any(not part for part in key.split(".")):
-        raise ConfigError(
-            f"command line {override!r}: an override is key=value with a dotted key, e.g. {example}"
-        )
+        raise ConfigError(f"{where}: an override is key=value with a dotted key, e.g. {example}")
     if key.count(".") >= yaml_text.MOST_LEVELS:
         raise ConfigError(
             f"command line {override[:80]!r}…: a key has at most {yaml_text.MOST_LEVELS} parts"
         )
-    yaml_text.check(text, f"command line {override!r}", "the value is ")
+    yaml_text.check(text, where, "the value is ")
     try:
         value = OmegaConf.to_container(OmegaConf.from_dotlist([f"v={text}"]), resolve=False)
     except _UNREADABLE as error:
-        raise ConfigError(
-            f"command line {override!r}: the value is not valid YAML ({_brief(error)})"
-        ) from error
+        raise ConfigError(f"{where}: the value is not valid YAML ({_brief(error)})") from error
     assert isinstance(value, dict)
+    yaml_text.check_numbers(value["v"], f"{where}: {key}")
     node = tree
     *parents, last = key.split(".")
     for part in parents:
@@ -137,4 +131,4 @@ def _apply(tree: Any, override: str, example: str = _EXAMPLE) -> str:
 
 
 def _brief(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    return clipped((str(error).splitlines() or [type(error).__name__])[0])
