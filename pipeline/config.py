@@ -240,6 +240,9 @@ def check(
         if key not in SECTIONS:
             faults.add(str(key), unknown(str(key), SECTIONS))
     ranges = faults.ranges({k: tree[k] for k in tree if k in _RANGED})
+    for path in ranges:
+        if path.startswith(f"trainer.{_REGULARISE}") and path.count(".") < 3:
+            faults.add(path, "must be a mapping; ranges may stand for the settings in it")
     for key in ("seed", "trials", "sampler", "pruner", "measure", "execution"):
         for path, node in space.walk(tree.get(key), key):
             if isinstance(node, Mapping) and node:
