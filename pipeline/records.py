@@ -226,7 +226,7 @@ def read_header(path: Path) -> TrialHeader:
     """A file's header without its rows, which are not looked at. Raises RecordError."""
     try:
         with plain_file.opened(path) as source:
-            metadata = pq.read_schema(source).metadata or {}
+            metadata = parquet_file.schema(source).metadata or {}
         _check_version(path, metadata)
         return header_from_json(metadata[HEADER_KEY].decode())
     except FileNotFoundError:
@@ -239,7 +239,7 @@ def read_header(path: Path) -> TrialHeader:
 
 def header_from_json(text: str) -> TrialHeader:
     """The header as stored. Raises ValueError or TypeError for a field that is unknown or wrong."""
-    fields = json.loads(text)
+    fields = plain_file.tree_of(text)
     fields["sampled"] = tuple(fields["sampled"])
     header = TrialHeader(**fields)
     for name, kinds, may_lack in _HEADER_FIELDS:
@@ -305,7 +305,7 @@ def check_rows(table: pa.Table, trial: int) -> None:
     if not np.array_equal(pc.list_value_length(table["axes"]).to_numpy(), counts):
         raise ValueError("column axes must name every axis of the shape")
     for text in pc.unique(table["details"]).to_pylist():
-        if not isinstance(json.loads(text), dict):
+        if not isinstance(plain_file.tree_of(text), dict):
             raise ValueError("column details must hold JSON objects")
 
 

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from pipeline import parquet_file, plain_file
 from pipeline.external.mapping import Mapping
@@ -51,7 +50,7 @@ class Columns:
                 content = source.read(_MOST_BYTES + 1)
             if len(content) > _MOST_BYTES:
                 raise TableError(f"{path}: must be smaller than {_MOST_BYTES:,} bytes")
-            have = pq.read_schema(pa.BufferReader(content)).names
+            have = parquet_file.schema(io.BytesIO(content)).names
             wanted = {mapping.trial, *needed, *filter(None, optional)}
             missing = sorted(wanted - set(have))
             if missing:
