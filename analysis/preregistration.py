@@ -18,6 +18,7 @@ from pathlib import Path
 
 from analysis.frame import AnalysisError
 from analysis.hypotheses import Plan, hash_of, plan_of
+from pipeline import plain_file
 from pipeline.records import FINISHED
 from pipeline.rows import now_ms
 from pipeline.store import Store
@@ -110,7 +111,7 @@ def preregistration_of(store: Store, name: str) -> Registration | None:
         return None
     where = f"sweep {name!r}: {FOLDER}/{FILE}"
     try:
-        content = json.loads(text)
+        content = plain_file.tree_of(text)
         number = int(content.pop("format"))
         if number > FORMAT:
             raise PreregistrationError(

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 MOST_JSON_BYTES = 2**24
+# Of JSON: what Python reads to a thousand levels, it can no longer copy, compare or print.
+MOST_LEVELS = 100
 
 
 class NotPlainError(OSError):
@@ -44,7 +46,30 @@ def json_of(path: Path, most: int = MOST_JSON_BYTES) -> Any:
         data = source.read(most + 1)
     if len(data) > most:
         raise ValueError(f"must be smaller than {most:,} bytes")
+    return tree_of(data)
+
+
+def tree_of(text: str | bytes) -> Any:
+    """What JSON stands for. Raises ValueError where it is none, or deeper than any of ours."""
+    if isinstance(text, bytes):
+        text = text.decode(json.detect_encoding(text), "surrogatepass")
     try:
-        return json.loads(data)
+        tree = json.loads(text)
     except RecursionError:
         raise ValueError("nested too deep") from None
+    # Nearly all text has too few brackets to be deep; then nothing needs looking at.
+    if text.count("[") + text.count("{") > MOST_LEVELS and _is_deep(tree):
+        raise ValueError(f"nested deeper than {MOST_LEVELS} levels")
+    return tree
+
+
+def _is_deep(tree: Any) -> bool:
+    row = [tree]
+    for _ in range(MOST_LEVELS):
+        row = [
+            child
+            for node in row
+            if isinstance(node, dict | list)
+            for child in (node.values() if isinstance(node, dict) else node)
+        ]
+    return any(isinstance(node, dict | list) for node in row)

@@ -92,7 +92,7 @@ def _in_training(home: Home) -> list[TrialRecord]:
     try:
         with plain_file.opened(path) as source:
             table = parquet_file.read(source)
-        content = json.loads((table.schema.metadata or {})[_KEY])
+        content = plain_file.tree_of((table.schema.metadata or {})[_KEY])
         headers = [records.header_from_json(json.dumps(fields)) for fields in content]
         table = records.to_schema(table)
         numbers = table["trial"].to_numpy()
