@@ -186,6 +186,35 @@ def test_tangents_are_the_derivative(name: str) -> None:
     torch.testing.assert_close(maps[0](identity), maps[0].dense(), rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.parametrize("name", NETWORKS)
+def test_what_regularisers_are_offered_is_the_network_itself(name: str) -> None:
+    """Maps in the graph are those that are measured; a sequence of layers is of parameters."""
+    loaded: type[Network] = catalog.load("networks", name)
+    task = task_for(loaded)
+    network = population(name, [0, 1], task)
+    inputs = task.probe_inputs(3, 4, generator_for("tangent")).inputs
+    learned = list(network.parameters())
+    sequence = network.layer_sequence()
+    if sequence is not None:
+        for layers in sequence.roles:
+            assert len(layers) > 1
+            assert {layer.shape for layer in layers} == {(2, *layers[0].shape[1:])}
+        total = sum(layer.square().sum() for role in sequence.roles for layer in role)
+        slopes = torch.autograd.grad(total, learned, allow_unused=True)
+        assert any(slope is not None and (slope != 0).any() for slope in slopes)
+    orbit = network.differentiable_orbit(inputs)
+    if orbit is None:
+        return
+    Q = torch.eye(orbit.tangent_size, 2, dtype=torch.float64).expand(2, 3, -1, -1)
+    along, measured = Q, Q
+    for ours, theirs in zip(orbit.maps(), network.orbit(inputs).maps(), strict=True):
+        along, measured = ours(along), theirs(measured)
+    torch.testing.assert_close(along, measured, rtol=1e-10, atol=1e-12)
+    weights = [p for p in learned if p.ndim > 2]
+    slopes = torch.autograd.grad(along.square().sum(), weights, allow_unused=True)
+    assert any(slope is not None and (slope != 0).any() for slope in slopes)
+
+
 def small_config(diagnostic: type[Any]) -> Any:
     wanted = {"at": (0, 1), "sequences": 2, "steps": 8, "warmup": 2, "k": 3, "probes": 6}
     names = {f.name for f in dataclasses.fields(diagnostic.Config)}

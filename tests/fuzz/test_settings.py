@@ -9,6 +9,7 @@ import json
 import pytest
 from hypothesis import strategies as st
 
+from analysis import contenders
 from analysis.hypotheses import plan_of, read_plan
 from pipeline import conf_file, config, space
 from pipeline.external import mapping as mappings
@@ -170,6 +171,28 @@ def test_plans(sandbox, try_many, count):
     path.write_text(json.dumps(PLAN))
     read_plan(path)
     try_many(cases(PLAN), count, check)
+
+
+@pytest.mark.parametrize("count", [60, pytest.param(3_000, marks=pytest.mark.slow)])
+def test_pruners_of_a_replay(sandbox, try_many, count):
+    """Named in short, in YAML, or in a file."""
+    path = sandbox / "pruner.yaml"
+    guard = Guard(sandbox, "pruners of a replay", ConfigError)
+    short = ("median:warmup=1", "percentile:percentile=25,at=[1,2]", "{name: spectrum, at: [1]}")
+
+    def check(case):
+        kind, steps, data = case
+        if kind < 3:
+            text = yaml_with(short[kind], steps, "/nowhere")
+        else:
+            path.write_bytes(data.replace(b"{outside}", str(guard.outside).encode()))
+            text = str(path)
+        guard(lambda: contenders.choice_of(contenders.parse(text), 9, text[:80]))
+
+    for text in short:
+        contenders.choice_of(contenders.parse(text), 9)
+    files = cases({"pruner": {"name": "median", "n_warmup_steps": 2, "at": [1, 2]}})
+    try_many(st.tuples(st.integers(0, 5), STEPS, files), count, check)
 
 
 BOMB = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(

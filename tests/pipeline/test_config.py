@@ -350,7 +350,8 @@ def test_a_grid_counts_its_own_trials():
     )
     assert config.check(grid).trials == 15
     assert config.check({**grid, "trials": 7}).trials == 7
-    assert "the grid has 15 points, got 16" in fault({**grid, "trials": 16})
+    assert config.check({**grid, "trials": 30}).trials == 30
+    assert "the grid has 15 points, so more must be a multiple" in fault({**grid, "trials": 16})
     ungridded = fault(changed(sampler={"name": "grid"}))
     assert "conf trainer.learning_rate: a grid needs `num`" in ungridded
 
@@ -516,6 +517,15 @@ def test_regularisers_stand_in_the_tree_with_defaults_and_ranges_and_come_back()
 )
 def test_faults_in_regularisers_say_where_they_are(named, line):
     assert line in fault(regularised(**named))
+
+
+@pytest.mark.parametrize("path", ["trainer.regularise", "trainer.regularise.smoothness"])
+def test_a_range_may_not_stand_for_regularisers_themselves(path):
+    named = {"choice": [None]}
+    if path.endswith("smoothness"):
+        named = {"smoothness": named}
+    tree = changed(trainer={**TREE["trainer"], "regularise": named})
+    assert fault(tree).startswith(f"conf {path}: must be a mapping; ranges may stand for")
 
 
 def test_regularisers_that_are_no_mapping_are_refused():

@@ -1,0 +1,26 @@
+"""Studies with their sweeps made so small that they end in seconds."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from analysis.studies import settings
+from analysis.studies.lab import Lab
+from pipeline import config
+from pipeline.folder_store import FolderStore
+
+
+def lab_of(name: str, changes: dict[str, Any], folder: Path, seeds: int | None = None) -> Lab:
+    """The study's laboratory, `changes` over all its sweeps, section by section."""
+    found = settings.load(name, seeds=seeds)
+    sweeps = {
+        part: config.check(_changed(sweep.tree, changes)) for part, sweep in found.sweeps.items()
+    }
+    return Lab(dataclasses.replace(found, sweeps=sweeps), FolderStore(folder / "store"))
+
+
+def _changed(tree: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    found = dict(tree)
+    for section, values in changes.items():
+        found[section] = {**tree[section], **values} if isinstance(values, dict) else values
+    return found
