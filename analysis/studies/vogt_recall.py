@@ -153,7 +153,7 @@ class VogtRecall(Study):
                            capsize=3)  # fmt: skip
         axes["B"].set_xscale("log", base=2)
         axes["B"].set_xticks(table["epoch"], [f"{epoch}" for epoch in table["epoch"]])
-        axes["B"].set(xlabel="epoch", ylabel="smaller error with the spectrum [%]")
+        axes["B"].set(xlabel="epoch", ylabel="error saved by the spectrum [%]")
         shown = [
             (first, er.DISTANCE, "distance of λ₁\nfrom 0"),
             (first, er.MEAN, "mean exponent"),
