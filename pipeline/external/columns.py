@@ -81,9 +81,9 @@ class Columns:
         kind = self.columns[name].type
         if not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
             raise TableError(f"{self.path}: column {name} must hold numbers, holds {kind}")
-        return np.asarray(
-            self.columns[name].cast(pa.float64()).to_numpy(zero_copy_only=False), dtype=np.float64
-        )
+        # Whole numbers beyond 2^53 are rounded, as those of other programs are.
+        column = self.columns[name].cast(pa.float64(), safe=False)
+        return np.asarray(column.to_numpy(zero_copy_only=False), dtype=np.float64)
 
     def whole(self, name: str, shift: int = 0, least: int = 0) -> np.ndarray:
         """int64, `shift` added."""
@@ -94,14 +94,14 @@ class Columns:
                 f"{self.path}: column {name} must hold whole numbers, got {values[bad[0]]:g} in "
                 f"line {bad[0]} of {self.trial} {self.columns[self.trial][int(bad[0])].as_py()!r}"
             )
-        shifted = values.astype(np.int64) + shift
+        shifted = values + float(shift)
         low = np.flatnonzero((shifted < least) | (shifted > 2**31 - 1))
         if len(low):
             raise TableError(
                 f"{self.path}: column {name} must be from {least} (after the shift of {shift:+d}) "
                 f"to {2**31 - 1}, got {values[low[0]]:g}"
             )
-        return shifted
+        return shifted.astype(np.int64)
 
     def unit(self, named: str | None, column: str | None, known: tuple[str, ...]) -> str:
         """The one unit of all lines."""

@@ -103,7 +103,12 @@ def _names(exponents: Columns, curves: Columns, trial: str) -> list[Any]:
         if column.null_count:
             raise TableError(f"{table.path}: {column.null_count} lines have no {trial}")
         if pa.types.is_integer(column.type):
-            table.columns[trial], kind = column.cast(pa.int64()), "whole numbers"
+            try:
+                table.columns[trial], kind = column.cast(pa.int64()), "whole numbers"
+            except pa.ArrowInvalid as error:
+                raise TableError(
+                    f"{table.path}: column {trial} must hold numbers below 2^63 ({error})"
+                ) from error
         elif pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
             table.columns[trial], kind = column.cast(pa.large_string()), "text"
         else:

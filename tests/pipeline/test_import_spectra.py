@@ -390,6 +390,10 @@ def without_losses(case: Case) -> None:
     case.losses = case.losses[case.losses["net"] != 13]
 
 
+def beyond_any_column(case: Case) -> None:
+    case.losses["net"] = case.losses["net"].astype("uint64") + np.uint64(2**63)
+
+
 BAD: dict[str, tuple[Callable[[Case], None], list[str]]] = {
     "no exponents": (drop("lam"), ["S.parquet", "columns missing: lam", "there are", "--mapping"]),
     "no name": (drop("net", "losses"), ["L.parquet", "columns missing: net"]),
@@ -413,6 +417,11 @@ BAD: dict[str, tuple[Callable[[Case], None], list[str]]] = {
     "half an epoch": (put("spectra", 3, "epoch", 2.5), ["epoch", "whole numbers", "2.5"]),
     "epoch without number": (put("losses", 3, "epoch", math.nan), ["whole numbers", "nan"]),
     "negative epoch": (put("losses", 0, "epoch", -1), ["from 0", "-1"]),
+    "epoch beyond float64": (
+        put("spectra", 3, "epoch", 2**53 + 1),
+        ["epoch must be from 0", "e+15"],
+    ),
+    "name beyond int64": (beyond_any_column, ["L.parquet", "net must hold numbers below 2^63"]),
     "an exponent is missing": (without("spectra", 8), ["10 at epoch 4", "has 3 where 2"]),
     "other numbers of exponents": (cut, ["13 has 3", "10 has 6", "exponents.state_size"]),
     "fewer exponents later": (cut_once, ["13", "6 at epoch 2, 3 at epoch 4"]),
