@@ -102,7 +102,8 @@ class Cluster:
         try:
             with _inside(self._folder.name):
                 self.ray.init(**options)
-        except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+        except Exception as error:
+            # Not narrower: of a node that did not come up in time Ray raises Exception itself.
             where = "a local Ray" if address is None else f"Ray at {address!r}"
             raise ExecutorError(f"{where} cannot be used: {first_line(str(error))}") from error
 

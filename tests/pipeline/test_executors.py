@@ -16,7 +16,7 @@ import pytest
 
 from pipeline import catalog, records, worker
 from pipeline.executors import process
-from pipeline.executors.base import Lost, Raised, Reached, Stopped
+from pipeline.executors.base import ExecutorError, Lost, Raised, Reached, Stopped
 from pipeline.executors.inline import InlineExecutor
 from pipeline.executors.process import ProcessExecutor
 from pipeline.optim import Trainer
@@ -586,3 +586,20 @@ def test_a_local_ray_is_its_own_beside_one_that_runs_already():
             capture_output=True, text=True, timeout=300,
         )  # fmt: skip
     assert (done.returncode, done.stdout.strip()) == (0, "1"), done.stderr[-2000:]
+
+
+def test_a_local_ray_that_does_not_come_up_is_one_line(monkeypatch):
+    """Ray raises Exception itself where its node is too slow, as on a busy machine."""
+    import ray
+
+    from pipeline.executors.ray_cluster import Cluster
+
+    def slow(**_):
+        raise Exception("The current node timed out during startup.\nThis could happen because …")
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", slow)
+    with pytest.raises(ExecutorError) as caught:
+        Cluster(None, cpus=1)
+    said = "a local Ray cannot be used: The current node timed out during startup."
+    assert str(caught.value) == said
