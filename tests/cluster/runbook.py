@@ -96,7 +96,7 @@ class Terminal:
                 return int(end[1]), "".join(said).strip("\n") + "\n"
             said.append(line)
 
-    def run(self, command: str, *answers: str, seconds: float = 900) -> str:
+    def run(self, command: str, *answers: str, seconds: float = 1800) -> str:
         """What it printed; raises CommandError where its code is not 0."""
         self.type(command, *answers)
         code, said = self.result(seconds)
