@@ -69,13 +69,13 @@ class OwrenStability(Study):
             "rate",
             "The network keeps the contraction bound of the flow, largest FTLE ≤ mean logarithmic "
             "norm, if h‖A‖² ≤ 1.",
-            "No exception in any of the random draws of A, b, h and x.",
+            "0 exceptions in the random draws of A, b, h and x.",
             "the paper states the bound for the flow; the condition on the step is derived",
         ),
         Claim(
             "rate_of_two",
             "It keeps that bound if h‖A‖² ≤ 2.",
-            "No exception in any of the random draws.",
+            "0 exceptions in the random draws.",
             "the condition under which nothing expands, taken for the bound's",
         ),
         Claim(

@@ -96,13 +96,14 @@ class SubspacesPerturbation(Study):
         Claim(
             "logits",
             "Changed places of large local R move the outputs more (digits).",
-            "Root mean square change of the logits minus that at random places: the same rule.",
+            "Root mean square change of the logits minus that at random places: more than 3 σ over "
+            "training seeds, as above.",
         ),
         Claim(
             "baseline",
             "Adjoint exponents tell more than the gradient of the loss does (digits).",
             "Increase of the loss at places of large adjoint exponent minus that at places of "
-            "large gradient: the same rule.",
+            "large gradient: more than 3 σ over training seeds, as above.",
             "reviewers of the submission",
         ),
     )

@@ -93,8 +93,9 @@ class VogtCost(Study):
     )
     caption = (
         "Left: seconds of each measurement over the seconds of training the same network, a point "
-        "a network, and their mean; dashed, 4 %. Timed on this machine as busy as it was. Right: all exponents of the full state for several T_ON in "
-        "float32, one network; the flat ends are no dynamics."
+        "a network, and their mean; dashed, 4 %. Timed on a machine as busy as it was. Right: all "
+        "exponents of the full state for several T_ON in float32, one network; the flat ends are "
+        "no dynamics."
     )
 
     def measure(self, lab: Lab) -> dict[str, pd.DataFrame]:
@@ -200,7 +201,7 @@ class VogtCost(Study):
         left.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         left.axvline(100 * _MOST, color=INK, linewidth=0.8, linestyle="--")
         left.set_yticks(range(len(kinds)), [kind.replace(", ", "\n") for kind in kinds])
-        left.invert_yaxis()
+        left.set_ylim(len(kinds) - 0.5, -0.5)
         left.grid(visible=False, axis="y")
         left.set_xlabel("seconds over seconds of training [%]")
         shown = tables["spectra"][tables["spectra"][_PRECISION] == "float32"]

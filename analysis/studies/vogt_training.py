@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure as Picture
+from matplotlib.ticker import FuncFormatter
 
 from analysis.figures.base import INK, OKABE_ITO, new_picture
 from analysis.studies.base import Claim, Finding, Study, Tables, Verdict, by_interval, by_rule
@@ -115,8 +116,8 @@ class VogtTraining(Study):
         return [
             _finding(
                 "early",
-                f"After epoch {early} of {epochs[-1]}, {left} of the initial "
-                "mean square difference is left",
+                f"After epoch {early} of {epochs[-1]} the mean square difference is {left} times "
+                "the initial one",
                 left,
                 by_interval(-left.high, -left.low, above=-0.5),
             ),
@@ -172,12 +173,14 @@ class VogtTraining(Study):
         right.set(xscale="log", yscale="log")
         right.set_xticks(middle.index, [f"{epoch}" for epoch in middle.index])
         right.minorticks_off()
+        right.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         right.set(
             xlabel="epoch", ylabel="mean square difference\nfrom the last spectrum [nats²/step²]"
         )
         right.legend()
         left.set(xlabel="epoch", ylabel=_LARGEST)
-        left.legend(ncols=2, columnspacing=1)
+        handles = left.get_legend_handles_labels()
+        picture.legend(*handles, loc="outside lower center", ncols=6, columnspacing=1)
         return picture
 
 
