@@ -73,7 +73,7 @@ def bytes_of(blob: bytes, steps: Sequence[Step], donor: bytes = b"") -> bytes:
 
 
 def copied(tree: Any) -> Any:
-    """A deep copy, also of what is deeper than Python's own stack."""
+    """A deep copy, also of what is deeper than Python's own stack; of no tree that holds itself."""
     box = [tree]
     left: list[tuple[Any, Any]] = [(box, 0)]
     while left:
@@ -94,7 +94,7 @@ def tree_of(tree: Any, steps: Sequence[Step]) -> Any:
     for kind, where, what in steps:
         places = list(_places(tree))
         if not places:
-            return STRANGE[what % len(STRANGE)]
+            return copied(STRANGE[what % len(STRANGE)])
         parent, key = places[where % len(places)]
         if kind <= 4:
             parent[key] = copied(STRANGE[what % len(STRANGE)])
@@ -119,7 +119,8 @@ def tree_of(tree: Any, steps: Sequence[Step]) -> Any:
                 parent[key] = parent[key] * (-1, 2, 0.5, 1e6, -1e-6)[what % 5]
         elif kind == 11 and isinstance(parent, dict):
             added = ("x", "name", "format", "num", "choice", "__pydantic_config__", "self")
-            parent[added[what % 7]] = STRANGE[where % len(STRANGE)]
+            # A copy: what is changed later must not be what all cases draw from.
+            parent[added[what % 7]] = copied(STRANGE[where % len(STRANGE)])
     return tree
 
 
