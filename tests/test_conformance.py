@@ -72,7 +72,7 @@ def gradients(network: Network, task: Task, members: list[int]) -> list[Tensor]:
 def test_every_plugin_says_what_it_is(kind: str) -> None:
     assert catalog.entries(kind)
     for entry in catalog.entries(kind).values():
-        assert entry.summary.endswith("."), f"{entry.name}: a sentence, please"
+        assert entry.summary.endswith((".", "?")), f"{entry.name}: a sentence, please"
         loaded = catalog.load(kind, entry.name)
         assert loaded.__name__ == entry.class_name
         config = getattr(loaded, "Config", None)

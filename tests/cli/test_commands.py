@@ -185,7 +185,7 @@ def test_interrupt_stops_at_the_epoch_and_resume_completes(run: Run, folder: Pat
     once_everywhere(folder, "stopped", 6, 41)
 
 
-@pytest.mark.parametrize("delay", [0.3, 1.5])
+@pytest.mark.parametrize("delay", [0.3, pytest.param(1.5, marks=pytest.mark.slow)])
 def test_killed_driver_and_resume(run: Run, folder: Path, delay: float) -> None:
     process = start(folder, "sweep", "tiny.yaml", "--name", "killed", *LONG)
     wait_for_line(process, r"running")
@@ -221,7 +221,10 @@ def descendants(pid: int) -> list[tuple[int, str]]:
 
 @pytest.mark.parametrize(
     ("executor", "of_worker"),
-    [("process", "-P -c import json, sys; sys.path"), ("ray", "ray::_Actor")],
+    [
+        ("process", "-P -c import json, sys; sys.path"),
+        pytest.param("ray", "ray::_Actor", marks=pytest.mark.slow),
+    ],
 )
 def test_killed_worker_needs_no_command(
     run: Run, folder: Path, executor: str, of_worker: str

@@ -333,7 +333,11 @@ def resident():
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="needs Linux's /proc")
 @pytest.mark.parametrize(
-    ("kind", "settings"), [("mlp", {"width": 40, "depth": 3}), ("lstm", {"units": 6})]
+    ("kind", "settings"),
+    [
+        ("mlp", {"width": 40, "depth": 3}),
+        pytest.param("lstm", {"units": 6}, marks=pytest.mark.slow),
+    ],
 )
 def test_a_thousand_updates_take_no_more_memory(kind, settings):
     """Resident memory of the process: it sees torch's memory, which Python's tracers do not.
