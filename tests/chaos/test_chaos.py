@@ -100,6 +100,7 @@ def test_a_short_storm_over_files(weather):
 
 
 @needs_postgres
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_short_storm_over_servers(weather, running_servers):
     weather(
