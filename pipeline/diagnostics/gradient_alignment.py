@@ -3,7 +3,7 @@
 With ∇_V L = U S Wᵀ over validation sequences, A_{k,m} = (1/k) ‖B_tᵀ U_k‖_F² is the share of the k
 leading left singular vectors that lies in the span B_t of the first m = k backward or forward
 vectors, mean over times and sequences; m/N is chance. Of the back-propagated δ_t = dL/dh_t itself
-the squared cosine with every single vector is told, 1/N by chance. Source: EXPERIMENTS S2.2, after
+the squared cosine with every single vector is told, 1/N by chance. Source:
 "Linking finite-time Lyapunov exponents to RNN gradient subspaces" (submission to ICLR 2024).
 
 The first m covariant vectors span what the first m backward ones do, and the adjoint covariant ones

@@ -2,7 +2,8 @@
 
 The profile over time (the last step is T), its mean over the sequence, and how far back it drops,
 as a slope: the mean change of the log for every step that the input lies further in the past.
-Source: EXPERIMENTS S2.3, reviewers' question Q4; the sweep is `dynamics.ftle.input_ftle`.
+Asked for by reviewers of "Linking finite-time Lyapunov exponents to RNN gradient subspaces"
+(submission to ICLR 2024); the sweep is `dynamics.ftle.input_ftle`.
 
 Policy: −inf, an input that cannot matter, stays −inf and is marked. NaN weights give NaN and a
 flag.

@@ -10,7 +10,7 @@ so that for h_t = φ(V h_{t−1} + U x_t + b), with D_t = diag φ′(a_t) and J_
 
 The R enter step by step and are never inverted: a product over many steps leaves the range of
 numbers, and a singular one has no inverse. Source: "Linking finite-time Lyapunov exponents to RNN
-gradient subspaces and input sensitivity" (submission to ICLR 2024); EXPERIMENTS S2.1, S2.2.
+gradient subspaces and input sensitivity" (submission to ICLR 2024).
 
 Shapes: N members, B sequences, T steps, D state, K tangents, m and k numbers of vectors.
 """

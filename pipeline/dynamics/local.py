@@ -54,7 +54,7 @@ def local_exponents(
 
     Raises ValueError for what cannot be measured and for settings that do not fit. NaN weights or
     states give NaN for their member and leave the others alone. Memory: the result alone.
-    Source: the summands of Benettin et al. (1980); EXPERIMENTS S2.3.
+    Source: the summands of Benettin et al. (1980).
 
     Example:
         >>> J = torch.tensor([[2.0, 1.0], [1.0, 1.0]]).expand(50, 2, 2)  # the cat map

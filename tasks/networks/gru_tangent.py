@@ -1,4 +1,4 @@
-"""One layer of a GRU and its derivative (EXPERIMENTS 0.4; PyTorch's equations).
+"""One layer of a GRU and its derivative (PyTorch's equations).
 
 With A = U δh and B = W δx, rows in the order r, z, n, and m = U_n h + b_hn,
 

@@ -1,4 +1,4 @@
-"""The orbit of an LSTM and the exact derivative of each of its steps (EXPERIMENTS 0.3, 0.5).
+"""The orbit of an LSTM and the exact derivative of each of its steps.
 
 Per layer, with A = U δh + W δx the tangent of the gates' arguments,
 

@@ -1,4 +1,4 @@
-"""One layer of a vanilla RNN and its derivative: δh' = φ′(a) ∘ (U δh + W δx) (EXPERIMENTS 0.2).
+"""One layer of a vanilla RNN and its derivative: δh' = φ′(a) ∘ (U δh + W δx).
 
 ln|det ∂h'/∂h| = Σ ln φ′(a_i) + ln|det U|, in closed form.
 

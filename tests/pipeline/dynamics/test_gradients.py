@@ -79,7 +79,7 @@ def assembled(maps, deltas):
 def test_q_and_r_give_the_gradient_of_back_propagation(
     units, steps, scale, init, activation, at_end
 ):
-    """EXPERIMENTS S2.1, must-show: to 1e-12, relative, whatever the frame starts with."""
+    """To 1e-12, relative, whatever the frame starts with."""
     network = population(units=units, activation=activation, init=init, scale=scale)
     inputs, weights, maps, pushes = problem(network, steps=steps, at_end=at_end)
     expected = by_autograd(network, inputs, weights)
