@@ -10,7 +10,6 @@ Shapes: N members, B sequences, T steps, I inputs, H units, K tangents.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Annotated, Any
 
 import torch
@@ -18,12 +17,12 @@ from torch import Tensor
 
 from tasks.base import Bounds
 from tasks.networks.base import Network, StateConvention
-from tasks.networks.layers import sech2
 from tasks.networks.recurrent import Recurrent, RecurrentConfig
 from tasks.networks.recurrent_orbit import ClosedLoop
-from tasks.networks.recurrent_tangent import HiddenOrbit, shared_product
-from tasks.networks.recurrent_walk import Walk
+from tasks.networks.recurrent_tangent import HiddenOrbit
+from tasks.networks.recurrent_walk import HiddenWalk, Walk
 from tasks.networks.recurrent_way import Parts
+from tasks.networks.rnn_tangent import RNNCell
 from tasks.networks.workspace import Workspace
 
 
@@ -83,7 +82,7 @@ class AntisymmetricRNN(Recurrent, Network):
         closed: ClosedLoop | None,
     ) -> HiddenOrbit:
         cells = [
-            AntisymmetricCell(*self._detached_layer(layer, dtype), self.step)
+            AntisymmetricCell(*self._detached_layer(layer, dtype), "tanh", self.step)
             for layer in range(self.num_layers)
         ]
         return HiddenOrbit(tuple(cells), inputs, state=state, closed=closed)
@@ -104,30 +103,16 @@ class AntisymmetricRNN(Recurrent, Network):
         return {"euler_step": self.step}
 
 
-class AntisymmetricWalk(Walk):
+class AntisymmetricWalk(HiddenWalk):
     """h' = h + ε t, t = tanh(arguments) kept where these were; back, δa = ε (1 − t²) δh'."""
 
     def __init__(self, *args: Any, euler_step: float, **others: Any) -> None:
         self._euler_step = euler_step
         super().__init__(*args, **others)
 
-    def _prepare(self) -> None:
-        """h is all there is."""
-
-    def begin(self, parts_NBH: Sequence[Tensor] | None) -> None:
-        """Sets h before the first step; None for zeros."""
-        if parts_NBH is None:
-            self.h_NHB[0].zero_()
-        else:
-            self.h_NHB[0].copy_(parts_NBH[0].mT)
-
     def _advance(self, step: int) -> None:
         t = self.arguments_NRB[step].tanh_()
         torch.add(self.h_NHB[step], t, alpha=self._euler_step, out=self.h_NHB[step + 1])
-
-    def end(self) -> tuple[Tensor, ...]:
-        """A copy of h after the last step, (N, B, H)."""
-        return (self.h_NHB[-1].mT.clone(),)
 
     def _begin_back(self, d_arguments: Sequence[Tensor]) -> None:
         self._direct = self._scratch("direct", self.num_units)
@@ -140,48 +125,33 @@ class AntisymmetricWalk(Walk):
 
 
 @dataclass(frozen=True)
-class AntisymmetricCell:
-    """δh' = δh + ε sech²(a) ∘ (A δh + W δx); W (N, H, I), U = A (N, H, H), b (N, H).
+class AntisymmetricCell(RNNCell):
+    """δh' = δh + ε sech²(a) ∘ (A δh + W δx): that of an RNN with U = A, times ε, beside δh.
 
     The determinant has no closed form, since 1 is added to the product.
     """
 
-    W: Tensor
-    U: Tensor
-    b: Tensor | None
     step: float
 
     def advance(self, drive_NBG: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
         """h' and ε sech²(a), given W x + b and h."""
-        a = torch.baddbmm(drive_NBG, h, self.U.mT)
-        return h + self.step * torch.tanh(a), self.step * sech2(a)
+        change, gains = super().advance(drive_NBG, h)
+        return h + self.step * change, self.step * gains
 
     def push(self, gains: Tensor, dh: Tensor, dx: Tensor | None, out: Tensor) -> None:
         """Writes δh' into `out`, (N, B, K, H)."""
-        da = shared_product(dh, self.U.mT)
-        if dx is not None:
-            da += shared_product(dx, self.W.mT)
-        torch.mul(gains.unsqueeze(2), da, out=out)
+        super().push(gains, dh, dx, out)
         out.add_(dh)
 
     def by_h(self, gains: Tensor, member: int, sequence: int, out: Tensor) -> Tensor:
         """∂h'/∂h of one member and sequence transposed, (H, H), written into `out`."""
-        torch.mul(self._transposed_U[member], gains[member, sequence], out=out)
-        out.diagonal().add_(1)
+        super().by_h(gains, member, sequence, out).diagonal().add_(1)
         return out
-
-    @cached_property
-    def _transposed_U(self) -> Tensor:
-        return self.U.mT.contiguous()
-
-    def by_x(self, gains: Tensor, member: int, sequence: int) -> Tensor:
-        """∂h'/∂x of one member and sequence, (H, I)."""
-        return gains[member, sequence].unsqueeze(-1) * self.W[member]
 
     def pull(self, gains: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
         """(∂h'/∂h)ᵀ p, and the adjoint of W x + b."""
-        drive = gains.unsqueeze(2) * p
-        return shared_product(drive, self.U) + p, drive
+        pulled, drive = super().pull(gains, p)
+        return pulled + p, drive
 
     def log_abs_det(self, gains: Tensor) -> None:
         """None: there is no closed form."""

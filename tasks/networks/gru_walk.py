@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from tasks.networks.activations import IN_PLACE
-from tasks.networks.recurrent_walk import Walk, of
+from tasks.networks.recurrent_walk import HiddenWalk, of
 
 _sigmoid, _tanh = IN_PLACE["sigmoid"], IN_PLACE["tanh"]
 
 
-class GRUWalk(Walk):
+class GRUWalk(HiddenWalk):
     """One GRU layer on its way; the state is h."""
 
     def _prepare(self) -> None:
@@ -27,13 +27,6 @@ class GRUWalk(Walk):
         self._gates = [torch.split(a, H, dim=1) for a in self.arguments_NRB]
         self._difference = self._scratch("difference", H)
 
-    def begin(self, parts_NBH: Sequence[Tensor] | None) -> None:
-        """Sets h before the first step; None for zeros."""
-        if parts_NBH is None:
-            self.h_NHB[0].zero_()
-        else:
-            self.h_NHB[0].copy_(parts_NBH[0].mT)
-
     def _advance(self, step: int) -> None:
         r, z, n, m = self._gates[step]
         _sigmoid.apply(self._logistic[step], self._logistic[step])
@@ -41,10 +34,6 @@ class GRUWalk(Walk):
         _tanh.apply(n, n)
         torch.sub(self.h_NHB[step], n, out=self._difference)
         torch.addcmul(n, z, self._difference, out=self.h_NHB[step + 1])
-
-    def end(self) -> tuple[Tensor, ...]:
-        """A copy of h after the last step, (N, B, H)."""
-        return (self.h_NHB[-1].mT.clone(),)
 
     def _begin_back(self, d_arguments: Sequence[Tensor]) -> None:
         H = self.num_units

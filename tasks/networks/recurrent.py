@@ -66,10 +66,16 @@ class RecurrentConfig(BaseConfig):
 
 
 class Recurrent(OwnBackward):
-    """A population of stacked recurrent networks with a linear readout; a mixin for `Network`."""
+    """A population of stacked recurrent networks with a linear readout; a mixin for `Network`.
+
+    An architecture says `num_gates`, rows of W and U for each unit; `num_parts`, what the state of
+    a layer consists of; and `columns_a_unit`, how many numbers of each unit U multiplies: h alone,
+    or what stands beside it in the first part of the state.
+    """
 
     num_gates: ClassVar[int]
     num_parts: ClassVar[int]
+    columns_a_unit: ClassVar[int] = 1
     walk: ClassVar[Callable[..., Walk]]
     accepts: ClassVar[frozenset[InputKind]] = frozenset({"tokens", "sequence"})
     is_recurrent: ClassVar[bool] = True
@@ -155,7 +161,7 @@ class Recurrent(OwnBackward):
         weight_in: Tensor = self.get_parameter("weight_in_0")
         size = self.num_members
         if weight_in.device.type == "cpu":
-            rows, columns = self._num_rows(), self.units + max(self.units, self.input_size)
+            rows, columns = self._num_rows(), self._num_columns + max(self.units, self.input_size)
             each = 2 * self.num_layers * rows * columns * weight_in.element_size()
             size = min(size, max(_LEAST, min(_MOST, _BYTES // each)))
         return [slice(n, min(n + size, self.num_members)) for n in range(0, self.num_members, size)]
@@ -187,7 +193,7 @@ class Recurrent(OwnBackward):
         ]
         others = self._walk_options() | {"keep": keep}
         walks = [
-            type(self).walk(V_NRK, self.units, *shape, workspace, f"{layer}", **others)
+            type(self).walk(V_NRK, self._num_columns, *shape, workspace, f"{layer}", **others)
             for layer, V_NRK in enumerate(V_LNRK)
         ]
         top_shape = (len(V_LNRK[0]), self.units, math.prod(shape))
@@ -197,8 +203,8 @@ class Recurrent(OwnBackward):
 
     def _stacked(self, layer: int, members: slice, workspace: Workspace, drops: bool) -> Tensor:
         """V = (U | W | b) of a layer. What dropout leaves of x is scaled up by way of W."""
-        W_NGI: Tensor = self._layer(layer)[0][members]
-        shape = (len(W_NGI), self._num_rows(), self.units + W_NGI.shape[2] + 1)
+        W_NGI = self.get_parameter(f"weight_in_{layer}")[members]
+        shape = (len(W_NGI), self._num_rows(), self._num_columns + W_NGI.shape[2] + 1)
         V_NRK = workspace.take(f"V{layer}", shape, W_NGI).zero_()
         for name, of, rows, columns in self._places(layer):
             value: Tensor | None = getattr(self, name, None)
@@ -206,8 +212,13 @@ class Recurrent(OwnBackward):
                 part = value[members, of]
                 V_NRK[:, rows, columns] = part if part.dim() == 3 else part.unsqueeze(-1)
         if layer > 0 and drops:
-            V_NRK[:, :, self.units : -1].mul_(self.dropout.scale_N11[members])
+            V_NRK[:, :, self._num_columns : -1].mul_(self.dropout.scale_N11[members])
         return V_NRK
+
+    @property
+    def _num_columns(self) -> int:
+        """Columns of U."""
+        return self.columns_a_unit * self.units
 
     def _num_rows(self) -> int:
         """R, rows of V."""
@@ -219,7 +230,8 @@ class Recurrent(OwnBackward):
 
     def _places(self, layer: int) -> list[Place]:
         """What of the parameters stands where in V; parameters that do not exist included."""
-        h, x, one = slice(self.units), slice(self.units, -1), slice(-1, None)
+        h, x = slice(self._num_columns), slice(self._num_columns, -1)
+        one = slice(-1, None)
         return [
             (f"{name}_{layer}", of, rows, columns)
             for of, rows in self._blocks()
@@ -295,6 +307,7 @@ class Recurrent(OwnBackward):
         """(W x + b of one step (N, B, G), state) ↦ state after it, for all members."""
 
     def _layer(self, layer: int) -> tuple[Tensor, Tensor, Tensor | None]:
+        """W, U and b as the maps of an orbit take them."""
         bias = getattr(self, f"bias_{layer}", None)
         return getattr(self, f"weight_in_{layer}"), getattr(self, f"weight_rec_{layer}"), bias
 
@@ -349,7 +362,7 @@ class Recurrent(OwnBackward):
 
     def _zero_state(self, num_sequences: int) -> State:
         weight: Tensor = self.get_parameter("weight_out")
-        zeros = weight.new_zeros(self.num_members, num_sequences, self.units)
+        zeros = weight.new_zeros(self.num_members, num_sequences, self._num_columns)
         return ((zeros,) * self.num_parts,) * self.num_layers
 
 

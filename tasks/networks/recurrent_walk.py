@@ -38,7 +38,7 @@ class Walk(ABC):
 
     Args:
         V_NRK: weights, the columns of h first, then those of x, the bias last.
-        num_units: H.
+        num_units: H, the columns of h.
         num_steps, num_sequences: T and B.
         workspace, name: where the activations go and under which name.
         keep: whether there will be a way back; otherwise all steps share their memory.
@@ -63,6 +63,7 @@ class Walk(ABC):
         self.s_NKB = self._of_steps("s", num_columns, num_steps + 1)
         self.arguments_NRB = self._of_steps("arguments", num_rows, num_steps)
         self.h_NHB = [s[:, :num_units] for s in self.s_NKB]
+        self.shown_NHB = [self._shown(h) for h in self.h_NHB]
         self._x_NIB = [s[:, num_units:-1] for s in self.s_NKB[:num_steps]]
         for s in self.s_NKB if keep else self.s_NKB[:1]:
             s[:, -1].fill_(1)
@@ -85,6 +86,11 @@ class Walk(ABC):
         """Memory (N, rows, B) that layers and groups of members share."""
         shape = (self._num_members, rows, self._num_sequences)
         return self._workspace.take(f"scratch.{name}", shape, self.V_NRK)
+
+    @staticmethod
+    def _shown(h_NHB: Tensor) -> Tensor:
+        """What of h layers above and the readout see: all of it."""
+        return h_NHB
 
     @abstractmethod
     def _prepare(self) -> None:
@@ -137,6 +143,7 @@ class Walk(ABC):
         shape = (self._num_members, columns, self._num_sequences)
         self._d_s = self._workspace.take(f"{self._name}.d_s", shape, self.V_NRK)
         self.d_h = self._d_s[:, : self.num_units]
+        self.d_shown = self._shown(self.d_h)
         self.d_x = self._d_s[:, self.num_units :]
         self.d_h.zero_()
         self.d_V = self._workspace.take(f"{self._name}.d_V", self.V_NRK.shape, self.V_NRK)
@@ -144,7 +151,7 @@ class Walk(ABC):
         self._begin_back(self._d_arguments)
 
     def retreat(self, step: int) -> None:
-        """One step back. To `d_h` has been added what comes from outside.
+        """One step back. To `d_shown`, a part of `d_h`, has been added what comes from outside.
 
         Leaves the gradient of h before the step in `d_h`, that of x in `d_x` where it is wanted.
         """
@@ -160,3 +167,24 @@ class Walk(ABC):
             d_all = self._side_by_side("d_arguments", rows, self.num_steps).flatten(2)
             s_all = self._side_by_side("s", columns, self.num_steps + 1).flatten(2)
             torch.bmm(d_all, s_all[:, :, : d_all.shape[2]].mT, out=self.d_V)
+
+
+class HiddenWalk(Walk):
+    """A layer whose state is h alone."""
+
+    def _prepare(self) -> None:
+        """h is all there is."""
+
+    def begin(self, parts_NBH: Sequence[Tensor] | None) -> None:
+        """Sets h before the first step; None for zeros."""
+        if parts_NBH is None:
+            self.h_NHB[0].zero_()
+        else:
+            self.h_NHB[0].copy_(parts_NBH[0].mT)
+
+    def end(self) -> tuple[Tensor, ...]:
+        """A copy of h after the last step, (N, B, H)."""
+        return (self.h_NHB[-1].mT.clone(),)
+
+    def _begin_back(self, d_arguments: Sequence[Tensor]) -> None:
+        """Nothing but h is carried."""

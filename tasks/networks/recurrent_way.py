@@ -88,7 +88,7 @@ class Together:
             x, mask = x_IB, None
             for layer, walk in enumerate(self._walks):
                 walk.advance(step, x, mask)
-                x, mask = walk.h_NHB[step + 1], self._mask(layer, step)
+                x, mask = walk.shown_NHB[step + 1], self._mask(layer, step)
             if mask is None:
                 top_TNHB[step].copy_(x)
             else:
@@ -111,9 +111,9 @@ class Together:
             for layer in range(len(self._walks) - 1, -1, -1):
                 walk, mask = self._walks[layer], self._mask(layer, step)
                 if mask is None:
-                    walk.d_h.add_(d_output)
+                    walk.d_shown.add_(d_output)
                 else:
-                    walk.d_h.addcmul_(d_output, mask)
+                    walk.d_shown.addcmul_(d_output, mask)
                 walk.retreat(step)
                 d_output = walk.d_x
             if d_x_TIB is not None:

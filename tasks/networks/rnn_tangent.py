@@ -61,7 +61,7 @@ class RNNCell:
         drive = gains.unsqueeze(2) * p
         return shared_product(drive, self.U), drive
 
-    def log_abs_det(self, gains: Tensor) -> Tensor:
+    def log_abs_det(self, gains: Tensor) -> Tensor | None:
         """ln|det ∂h'/∂h|, (N, B); −inf where a unit is dead."""
         return gains.log().sum(-1) + self._log_det_U.unsqueeze(1)
 
