@@ -18,12 +18,18 @@ from analysis.studies.base import Claim, Finding, Study, Tables
 from analysis.studies.every_case import all_above, within
 from analysis.studies.lab import Lab
 from analysis.studies.papers import POOLE
-from analysis.studies.theory_lines import add_legend, draw_networks, draw_theory, look_of
+from analysis.studies.theory_lines import (
+    add_scale_legend,
+    draw_networks,
+    draw_theory,
+    looks_of_scales,
+)
 from analysis.studies.wide_networks import (
     Bias,
     Count,
     Scale,
     angles,
+    each_network,
     onwards,
     over_networks,
     plane_of,
@@ -109,13 +115,7 @@ class Circle(Study):
     def measure(self, lab: Lab) -> dict[str, pd.DataFrame]:
         """Tables layers, growth, difference."""
         c = self.config
-        layers = pd.concat(
-            [
-                self._layers(sigma_w, number, lab.generator("network", sigma_w, number))
-                for sigma_w in c.sigma_w
-                for number in range(lab.seeds)
-            ]
-        )
+        layers = each_network(lab, c.sigma_w, self._layers)
         parts = []
         for quantity in _QUANTITIES:
             found = over_networks(
@@ -190,18 +190,16 @@ class Circle(Study):
         picture = new_picture(8.0, 5.0)
         axes = picture.subplots(2, 2, sharex=True)
         layers = tables["layers"]
-        values = sorted(layers["sigma_w"].unique())
-        looks = {rf"$\sigma_w$ = {s:g}": look_of(values, s) for s in values}
         for ax, (quantity, label) in zip(axes.ravel(), _QUANTITIES.items(), strict=True):
             here = layers[layers["quantity"] == quantity]
-            for sigma_w, (colour, marker) in zip(values, looks.values(), strict=True):
+            for sigma_w, (colour, marker) in looks_of_scales(layers).items():
                 line = here[here["sigma_w"] == sigma_w]
                 draw_theory(ax, line, "layer", colour)
                 draw_networks(ax, line, "layer", colour, marker)
             ax.set(ylabel=label, yscale="linear" if quantity == "curvature" else "log")
         for ax in axes[-1]:
             ax.set_xlabel("layer")
-        add_legend(picture, looks)
+        add_scale_legend(picture, layers)
         return picture
 
 

@@ -18,7 +18,12 @@ from analysis.studies.base import Claim, Finding, Study, Tables
 from analysis.studies.every_case import all_above, within
 from analysis.studies.lab import Lab
 from analysis.studies.papers import POOLE
-from analysis.studies.theory_lines import add_legend, draw_networks, draw_theory, look_of
+from analysis.studies.theory_lines import (
+    add_scale_legend,
+    draw_networks,
+    draw_theory,
+    looks_of_scales,
+)
 from analysis.studies.wide_networks import Bias, Count, Scale, over_networks, random_network
 from pipeline.dynamics.ftle import ftle_field
 from pipeline.dynamics.meanfield import chi_1, fixed_point, largest_exponent
@@ -170,10 +175,8 @@ class Jacobian(Study):
         """Growth by layer, exponents by σ_w, largest exponents by layer."""
         picture = new_picture(8.0, 3.4)
         growth_ax, theory_ax, largest_ax = picture.subplots(1, 3)
-        values = sorted(tables["exponents"]["sigma_w"])
-        looks = {rf"$\sigma_w$ = {s:g}": look_of(values, s) for s in values}
         draw_theory(theory_ax, tables["theory"], "sigma_w", "#6b7280")
-        for sigma_w, (colour, marker) in zip(values, looks.values(), strict=True):
+        for sigma_w, (colour, marker) in looks_of_scales(tables["exponents"]).items():
             growth, largest, exponents = (
                 tables[name][tables[name]["sigma_w"] == sigma_w]
                 for name in ("growth", "largest", "exponents")
@@ -186,7 +189,7 @@ class Jacobian(Study):
         growth_ax.set(xlabel="layers", ylabel="log growth of a tangent [nats]")
         theory_ax.set(xlabel=r"$\sigma_w$", ylabel="exponent λ [nats per layer]")
         largest_ax.set(xlabel="layers", ylabel="largest exponent [nats per layer]")
-        add_legend(picture, looks)
+        add_scale_legend(picture, tables["exponents"])
         return picture
 
 

@@ -12,12 +12,12 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure as Picture
 
-from analysis.figures.base import INK, new_picture
+from analysis.figures.base import new_picture
 from analysis.studies.base import Claim, Finding, Study, Tables, by_rule
 from analysis.studies.every_case import all_above, within
 from analysis.studies.lab import Lab
 from analysis.studies.papers import POOLE
-from analysis.studies.theory_lines import add_legend, draw_networks, draw_theory, look_of
+from analysis.studies.theory_lines import add_scale_legend, draw_map_and_layers
 from analysis.studies.wide_networks import (
     Bias,
     Count,
@@ -197,17 +197,7 @@ class Lengths(Study):
         picture = new_picture(8.0, 3.4)
         map_ax, layer_ax, fixed_ax = picture.subplots(1, 3)
         layers, curves = tables["layers"], tables["map"]
-        values = sorted(curves["sigma_w"].unique())
-        looks = {rf"$\sigma_w$ = {s:g}": look_of(values, s) for s in values}
-        for sigma_w, (colour, marker) in zip(values, looks.values(), strict=True):
-            draw_theory(map_ax, curves[curves["sigma_w"] == sigma_w], "q_before", colour)
-            here = layers[layers["sigma_w"] == sigma_w]
-            draw_networks(map_ax, here[here["layer"] == 2], "start", colour, marker)
-            for _, line in here.groupby("start"):
-                draw_theory(layer_ax, line, "layer", colour)
-                draw_networks(layer_ax, line, "layer", colour, marker)
-        longest = curves["q_before"].max()
-        map_ax.plot([0, longest], [0, longest], color=INK, linewidth=0.8, linestyle=":")
+        draw_map_and_layers(map_ax, layer_ax, curves, layers, "q_before")
         map_ax.set(xlabel="length q in one layer", ylabel="length q in the next")
         layer_ax.set(xlabel="layer", ylabel="length q", yscale="log")
         fixed = tables["fixed_points"]
@@ -219,7 +209,7 @@ class Lengths(Study):
             fixed_ax.plot(line["sigma_w"], line["fixed_point"], color=grey, label=name)
         fixed_ax.set(xlabel=r"$\sigma_w$", ylabel="fixed point q*")
         fixed_ax.legend(handlelength=1.2)
-        add_legend(picture, looks)
+        add_scale_legend(picture, curves)
         return picture
 
 

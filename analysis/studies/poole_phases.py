@@ -14,13 +14,17 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure as Picture
 
-from analysis.figures.base import INK, new_picture
+from analysis.figures.base import new_picture
 from analysis.studies.base import Claim, Finding, Study, Tables, by_rule
 from analysis.studies.every_case import all_above, within
 from analysis.studies.lab import Lab
 from analysis.studies.papers import POOLE
 from analysis.studies.phase_diagram import draw_phases, phase_at
-from analysis.studies.theory_lines import add_legend, draw_networks, draw_theory, look_of
+from analysis.studies.theory_lines import (
+    add_scale_legend,
+    draw_map_and_layers,
+    looks_of_scales,
+)
 from analysis.studies.wide_networks import (
     Bias,
     Count,
@@ -262,26 +266,16 @@ class Phases(Study):
         picture = new_picture(8.0, 3.4)
         map_ax, layer_ax, phase_ax = picture.subplots(1, 3)
         layers, curves = tables["layers"], tables["map"]
-        values = sorted(curves["sigma_w"].unique())
-        looks = {rf"$\sigma_w$ = {s:g}": look_of(values, s) for s in values}
-        for sigma_w, (colour, marker) in zip(values, looks.values(), strict=True):
-            draw_theory(map_ax, curves[curves["sigma_w"] == sigma_w], "c_before", colour)
-            here = layers[layers["sigma_w"] == sigma_w]
-            draw_networks(map_ax, here[here["layer"] == 2], "start", colour, marker)
-            for _, line in here.groupby("start"):
-                draw_theory(layer_ax, line, "layer", colour)
-                shown = line[(line["layer"] - 1) % max(1, len(line) // 10) == 0]
-                draw_networks(layer_ax, shown, "layer", colour, marker)
-        map_ax.plot([0, 1], [0, 1], color=INK, linewidth=0.8, linestyle=":")
+        draw_map_and_layers(map_ax, layer_ax, curves, layers, "c_before")
         map_ax.set(xlabel="correlation c in one layer", ylabel="correlation c in the next")
         layer_ax.set(xlabel="layer", ylabel="correlation c")
         draw_phases(picture, phase_ax, tables["phases"], tables["line"])
-        sigma_b = tables["map"]["sigma_b"].iloc[0]
-        for sigma_w, (colour, marker) in zip(values, looks.values(), strict=True):
+        sigma_b = curves["sigma_b"].iloc[0]
+        for sigma_w, (colour, marker) in looks_of_scales(curves).items():
             phase_ax.plot(
                 sigma_w, sigma_b, marker, color=colour, markersize=7, markeredgecolor="white"
             )
-        add_legend(picture, looks)
+        add_scale_legend(picture, curves)
         return picture
 
 

@@ -26,6 +26,7 @@ from analysis.studies.wide_networks import (
     Count,
     Scale,
     angles,
+    each_network,
     over_networks,
     plane_of,
     preactivations,
@@ -115,13 +116,7 @@ class Shallow(Study):
             bound = shallow_length_bound(width)
             which = {"sigma_w": sigma_w, "width": width, "network": number}
             shallow.append(which | {"length": length, "bound": bound, "share": length / bound})
-        deep = pd.concat(
-            [
-                self._deep(sigma_w, number, lab.generator("deep", sigma_w, number))
-                for sigma_w in c.deep_sigma_w
-                for number in range(lab.seeds)
-            ]
-        )
+        deep = each_network(lab, c.deep_sigma_w, self._deep, "deep")
         deep["log_ratio"] = np.log(deep["length"] / deep["bound"])
         last = deep[deep["layer"] == c.depth]
         table = pd.DataFrame(shallow)

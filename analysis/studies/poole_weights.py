@@ -24,6 +24,7 @@ from analysis.studies.wide_networks import (
     Bias,
     Count,
     Scale,
+    each_network,
     onwards,
     over_networks,
     random_network,
@@ -101,13 +102,7 @@ class Weights(Study):
     def measure(self, lab: Lab) -> dict[str, pd.DataFrame]:
         """Tables layers and change, from the changed layer to the last."""
         c = self.config
-        table = pd.concat(
-            [
-                self._layers(sigma_w, number, lab.generator("network", sigma_w, number))
-                for sigma_w in c.sigma_w
-                for number in range(lab.seeds)
-            ]
-        )
+        table = each_network(lab, c.sigma_w, self._layers)
         ends = table[table["layer"].isin([1, c.depth])].pivot(
             index=["sigma_w", "chi_1", "delta", "network"], columns="layer", values="c"
         )

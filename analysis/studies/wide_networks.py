@@ -7,13 +7,14 @@ Shapes: L layers, B signals, W width.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 import pandas as pd
 import torch
 from torch import Tensor
 
+from analysis.studies.lab import Lab
 from analysis.studies.over_seeds import mean
 from tasks.base import Bounds
 from tasks.networks.layers import linear
@@ -84,6 +85,22 @@ def plane_of(generator: torch.Generator, width: int) -> Tensor:
 def angles(num: int) -> Tensor:
     """θ evenly around the circle, (num,), the last one before 2π."""
     return torch.arange(num, dtype=torch.float64) * (2 * math.pi / num)
+
+
+def each_network(
+    lab: Lab,
+    scales: Sequence[float],
+    layers: Callable[[float, int, torch.Generator], pd.DataFrame],
+    purpose: str = "network",
+) -> pd.DataFrame:
+    """The tables of `layers(sigma_w, number, generator)`, for every σ_w and network, as one."""
+    return pd.concat(
+        [
+            layers(sigma_w, number, lab.generator(purpose, sigma_w, number))
+            for sigma_w in scales
+            for number in range(lab.seeds)
+        ]
+    )
 
 
 def over_networks(
