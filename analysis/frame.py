@@ -17,6 +17,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from analysis import one_table
 from pipeline import records, space
 from pipeline.compaction import all_records
 from pipeline.home import Home
@@ -28,7 +29,6 @@ from pipeline.unfinished import unfinished
 TARGET = "val_loss"
 MEASURED_PREFIXES = ("lyapunov.", "ftle.")
 _BATCH = 256  # records in one piece: many small tables take twice the memory
-_WORDS = ("sweep", "quantity", "unit", "details")
 
 
 class AnalysisError(ValueError):
@@ -56,7 +56,7 @@ class SweepFrame:
     registration: Any = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "table", _by_epoch(self.table))
+        object.__setattr__(self, "table", one_table.by_epoch(self.table))
 
     @classmethod
     def from_store(cls, store: Store, name: str, home: Home | None = None) -> "SweepFrame":
@@ -85,7 +85,7 @@ class SweepFrame:
             headers.append(record.header)
             batch.append(record.table.replace_schema_metadata(None))
             if len(batch) == _BATCH:
-                pieces.append(_packed(batch))
+                pieces.append(one_table.packed(batch))
                 batch = []
         if not headers:
             raise AnalysisError(
@@ -101,9 +101,9 @@ class SweepFrame:
                 f"of trial {', '.join(map(str, repeated))}"
             )
         if batch:
-            pieces.append(_packed(batch))
+            pieces.append(one_table.packed(batch))
         del batch
-        table = _in_order(pieces)
+        table = one_table.in_order(pieces)
         _check_rows(info.name, table)
         return cls(info, tuple(headers), table)
 
@@ -115,7 +115,7 @@ class SweepFrame:
     @cached_property
     def scalars(self) -> pd.DataFrame:
         """Every scalar, epoch by epoch: trial, epoch, quantity, value."""
-        return _scalars(self.table)
+        return one_table.scalars(self.table)
 
     def spectra(
         self,
@@ -286,7 +286,9 @@ class SweepFrame:
 
         A record that names no state size is taken to hold the whole spectrum.
         """
-        return _kinds(self.table.filter(pc.equal(self.table["quantity"], "lyapunov.spectrum")))
+        return one_table.kinds(
+            self.table.filter(pc.equal(self.table["quantity"], "lyapunov.spectrum"))
+        )
 
     @cached_property
     def ranges(self) -> dict[str, Range]:
@@ -343,7 +345,7 @@ class EarlyView:
     @cached_property
     def scalars(self) -> pd.DataFrame:
         """Every scalar up to `epoch`: trial, epoch, quantity, value."""
-        return _scalars(self.table)
+        return one_table.scalars(self.table)
 
     @cached_property
     def latest(self) -> pd.DataFrame:
@@ -366,7 +368,7 @@ class EarlyView:
     @cached_property
     def state_sizes(self) -> dict[int, int]:
         """Number of exponents that the spectrum measured at `epoch` is taken from, by trial."""
-        kinds = _kinds(self._rows("lyapunov.spectrum"))
+        kinds = one_table.kinds(self._rows("lyapunov.spectrum"))
         return dict(zip(kinds["trial"], kinds["state_size"], strict=True))
 
     def _rows(self, quantity: str) -> pa.Table:
@@ -387,69 +389,6 @@ class EarlyView:
         """How a quantity was obtained in the first row that has it; {} where none does."""
         row = pc.index(pc.equal(self.table["quantity"], quantity), True).as_py()
         return json.loads(self.table["details"][row].as_py()) if row >= 0 else {}
-
-
-def _by_epoch(table: pa.Table) -> pa.Table:
-    """The rows in one chunk, in order of their epochs; those of one epoch stay as they were."""
-    if (np.diff(table["epoch"].to_numpy()) >= 0).all():
-        is_whole = all(column.num_chunks <= 1 for column in table.columns)
-        return table if is_whole else table.combine_chunks()
-    return table.take(pa.array(np.argsort(table["epoch"].to_numpy(), kind="stable")))
-
-
-def _packed(tables: list[pa.Table]) -> pa.Table:
-    """Tables in one piece, with words that recur once only: they are half of the bytes."""
-    table = pa.concat_tables(tables).combine_chunks()
-    for name in _WORDS:
-        place = table.schema.get_field_index(name)
-        table = table.set_column(place, name, table[name].dictionary_encode())
-    return table
-
-
-def _in_order(pieces: list[pa.Table]) -> pa.Table:
-    """All rows by epoch, then by trial; empties `pieces`, so that there are never two copies."""
-    table = pa.concat_tables(pieces).unify_dictionaries()
-    pieces.clear()
-    order = pa.array(np.lexsort((table["trial"].to_numpy(), table["epoch"].to_numpy())))
-    schema, columns, found = table.schema, list(table.columns), []
-    del table
-    while columns:
-        found.append(columns.pop(0).combine_chunks().take(order))
-    pa.default_memory_pool().release_unused()
-    return pa.table(found, schema=schema)
-
-
-def _scalars(table: pa.Table) -> pd.DataFrame:
-    """Rows without axes: trial, epoch, quantity (categorical), value."""
-    rows = table.select(["trial", "epoch", "quantity", "values", "shape"])
-    rows = rows.filter(pc.equal(pc.list_value_length(rows["shape"]), 0))
-    quantity = rows["quantity"].combine_chunks().dictionary_encode()
-    names = quantity.dictionary if rows.num_rows else pa.array([], pa.string())
-    codes = quantity.indices.to_numpy() if rows.num_rows else np.empty(0, int)
-    return pd.DataFrame(
-        {
-            "trial": rows["trial"].to_numpy(),
-            "epoch": rows["epoch"].to_numpy(),
-            "quantity": pd.Categorical.from_codes(codes, names.to_pylist()),
-            "value": records.firsts(rows["values"]),
-        }
-    )
-
-
-def _kinds(rows: pa.Table) -> pd.DataFrame:
-    """Of spectra: trial, epoch, k, state_size, state."""
-    known = {text: json.loads(text) for text in pc.unique(rows["details"]).to_pylist()}
-    k = pc.list_value_length(rows["values"]).to_numpy()
-    details = [known[text] for text in rows["details"].to_pylist()]
-    return pd.DataFrame(
-        {
-            "trial": rows["trial"].to_numpy(),
-            "epoch": rows["epoch"].to_numpy(),
-            "k": k,
-            "state_size": [int(d.get("state_size") or n) for d, n in zip(details, k, strict=True)],
-            "state": [str(d.get("state", "full")) for d in details],
-        }
-    )
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
