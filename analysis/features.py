@@ -240,6 +240,8 @@ def log_if_positive(values: pd.Series) -> pd.Series:
 
 def is_number(column: pd.Series) -> bool:
     """True for a setting with an order: all numbers or all booleans."""
+    if column.dtype.kind in "biuf":
+        return not column.isna().any()
     return all(isinstance(v, int | float) and not math.isnan(v) for v in column.tolist())
 
 

@@ -184,9 +184,7 @@ def build(
     )
     regularisers = regularisers_of(cohort, network, task)
     if recorder == "auto":
-        is_cuda = torch.device(cohort.device).type == "cuda"
-        is_recordable = all(regulariser.is_recordable for regulariser in regularisers)
-        recorder = CudaGraphs(cohort.device) if is_cuda and is_recordable else None
+        recorder = recorder_for(cohort.device, regularisers)
     return Population(
         cohort=cohort,
         task=task,
@@ -198,6 +196,13 @@ def build(
         steps=Steps(_advance, recorder),
         regularisers=regularisers,
     )
+
+
+def recorder_for(device: str, regularisers: Sequence[Regulariser]) -> Recorder | None:
+    """What records updates on a device: CUDA graphs on a GPU, unless a regulariser cannot be."""
+    is_cuda = torch.device(device).type == "cuda"
+    is_recordable = all(regulariser.is_recordable for regulariser in regularisers)
+    return CudaGraphs(device) if is_cuda and is_recordable else None
 
 
 def load_task(cohort: Cohort) -> Task:

@@ -1,6 +1,5 @@
 """What every regulariser must do in the training loop; a new one is tested once its file exists."""
 
-import dataclasses
 from contextlib import nullcontext
 
 import pytest
@@ -236,21 +235,13 @@ def test_recorded_updates_equal_updates_as_they_come(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_only_what_can_be_recorded_is_recorded_on_a_gpu(name, monkeypatch):
-    monkeypatch.setattr(train, "CudaGraphs", lambda device: Dry())
-    monkeypatch.setattr(catalog.load("regularisers", name), "check", lambda *_: None)
-    task = train.load_task(company(name))
-    whole = dataclasses.replace(company(name), device="meta")
-    monkeypatch.setattr(train.torch, "device", lambda device: Anything("cuda"))
-    population = train.build(whole, task)
+    monkeypatch.setattr(train, "CudaGraphs", lambda device: f"graphs on {device}")
+    regularisers = train.build(company(name)).regularisers
+    assert regularisers
     is_recordable = catalog.load("regularisers", name).is_recordable
-    assert (population.steps._recorder is not None) == is_recordable
-
-
-class Anything:
-    """Stands for a device of some type."""
-
-    def __init__(self, kind):
-        self.type = kind
+    found = train.recorder_for("cuda:1", regularisers)
+    assert found == ("graphs on cuda:1" if is_recordable else None)
+    assert train.recorder_for("cpu", regularisers) is None
 
 
 MISFITS = {
