@@ -35,6 +35,7 @@ import pandas as pd
 from scipy import stats
 
 from analysis import configurations, smoothing
+from analysis.parallel import products_on_one_core
 from analysis.smoothing import Smoother
 from analysis.statistics import Estimate, error_gain, not_computable
 
@@ -85,6 +86,7 @@ class Increment:
         return float(np.interp(share, [0, *SHARES], [_LEVEL, *self.power]))
 
 
+@products_on_one_core
 def increment(
     target: pd.Series,
     baseline: pd.DataFrame,

@@ -22,6 +22,7 @@ from analysis import words
 from analysis.evaluate import MIN_TRIALS
 from analysis.forecaster import LEVEL, TENTH, Fit, Forecast, Forecaster, spelled
 from analysis.frame import AnalysisError, EarlyView, SweepFrame
+from analysis.parallel import products_on_one_core
 from analysis.predictors.base import CannotPredictError, Predictor
 from analysis.trial_table import seen_of
 from pipeline import catalog
@@ -127,6 +128,7 @@ class Standing:
             )
 
 
+@products_on_one_core
 def predict(
     frame: SweepFrame, epoch: int, predictor: str = DEFAULT, *, fitted: Forecaster | None = None
 ) -> Outlook:
@@ -169,6 +171,7 @@ def predict(
     )
 
 
+@products_on_one_core
 def forecaster(frame: SweepFrame, epoch: int, predictor: str = DEFAULT) -> Forecaster:
     """The predictor fitted on all trials of the sweep that ended after `epoch`.
 

@@ -19,6 +19,7 @@ from analysis.pages import (
     save_picture,
     save_table,
 )
+from analysis.parallel import products_on_one_core
 from analysis.sections.base import Section
 from analysis.sections.reproduce import settings
 from analysis.verdict import verdict
@@ -55,6 +56,7 @@ def write_report(frame: SweepFrame, out: Path, form: Form = "html") -> Path:
     return out.resolve() / FILES[form]
 
 
+@products_on_one_core
 def fill(frame: SweepFrame, folder: Path, form: Form, *, above: str = "") -> None:
     """Writes the report into an empty folder; `above` links the page that it is a part of."""
     figures = _figures(frame, folder)

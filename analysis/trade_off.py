@@ -13,6 +13,7 @@ import pandas as pd
 
 from analysis.contenders import all_choices, family
 from analysis.frame import SweepFrame
+from analysis.parallel import products_on_one_core
 from analysis.recording import Recording, recording
 from analysis.replay import TOP, outcome
 from pipeline.plan import Choice
@@ -21,6 +22,7 @@ NUM_ORDERS = 20
 LIMITS = (0.005, 0.01)
 
 
+@products_on_one_core
 def comparison(
     sweep: Recording,
     choices: Mapping[str, Choice],
@@ -49,6 +51,7 @@ def comparison(
     return pd.DataFrame(lines)
 
 
+@products_on_one_core
 def trade_off(
     sweep: Recording, choices: Mapping[str, Choice], *, num_orders: int = NUM_ORDERS
 ) -> pd.DataFrame:
