@@ -1,7 +1,7 @@
 """Effects by how many standard errors they are from nothing, over independently trained networks.
 
-The submission's reviewers asked for more than three (EXPERIMENTS Q2), and for all tests of a
-figure to be corrected together (Q1): Holm's p values stand beside the plain ones.
+The submission's reviewers asked for more than three (Q2 of `subspaces_alignment`), and for all
+tests of a figure to be corrected together (Q1): Holm's p values stand beside the plain ones.
 """
 
 import math

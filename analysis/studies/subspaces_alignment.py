@@ -1,6 +1,6 @@
 """Where gradients of recurrent networks point in the frames of Lyapunov vectors, through training.
 
-Reviewers of the submission asked fourteen things (EXPERIMENTS S2.4); where each is answered:
+Reviewers of the submission asked fourteen things; where each is answered:
 
 Q1  many tests              ranks, epochs and criteria stand in conf and claims; Holm's p beside p
 Q2  three standard errors   over ten independently trained networks (`sigmas`), here and in S2.3

@@ -1,4 +1,4 @@
-"""Published mistakes (ENGINE §1) as small edits of the source that put them back.
+"""Mistakes of published code and papers as small edits of the source that put them back.
 
 Each names the tests that must fail with it. `old` is found exactly once in its file, so that an
 edit which no longer applies is noticed.
@@ -18,7 +18,7 @@ FAILED = "tests/analysis/test_failed_spectra.py"
 
 
 class Mistake(NamedTuple):
-    """One edit and the tests that it must fail. `number` is that of ENGINE §1."""
+    """One edit and the tests that it must fail. Variants of one mistake share its `number`."""
 
     number: int
     name: str

@@ -62,7 +62,7 @@ def sequences(num_sequences=2, num_steps=300):
 
 
 def test_henon():
-    """ENGINE §4, item 19."""
+    """a = 1.4, b = 0.3: growth along the vectors is that of the exponents."""
     J = henon_jacobians(6000)
     found = covariant_vectors(J, warmup=200, cooldown=200)
     counted = J[200:-200]
@@ -82,7 +82,7 @@ def test_henon():
     "neighbour", [lambda R: [*R[1:], R[-1]], lambda R: [R[0], *R[:-1]]], ids=["next", "previous"]
 )
 def test_the_neighbouring_r_gives_wrong_vectors(monkeypatch, neighbour):
-    """ENGINE §1, item 8: the vectors are of no system, although the R alone still average to λ."""
+    """The vectors are of no system, although the R alone still average to λ."""
     J = henon_jacobians(6000)
     right = covariant_vectors(J, warmup=200, cooldown=200, adjoint=False)
     inner = clv._back_substituted

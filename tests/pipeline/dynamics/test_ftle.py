@@ -198,7 +198,7 @@ def test_an_input_stops_on_its_own_in_sweeps():
 
 
 def test_random_directions_in_a_he_relu_network():
-    """ENGINE §4, item 16: λ = ½ E[ln(2χ²_K/N) | K ≥ 1], K ~ Bin(N, ½)."""
+    """λ = ½ E[ln(2χ²_K/N) | K ≥ 1], K ~ Bin(N, ½)."""
     N, depth = 16, 60
     psi = torch.digamma
     K = torch.arange(1, N + 1, dtype=F64)
@@ -226,7 +226,7 @@ def test_random_directions_in_a_he_relu_network():
 
 @pytest.mark.parametrize(("depth", "largest"), [(10, 0.3436), (100, 0.1722)])
 def test_mean_field_of_a_tanh_network(depth, largest):
-    """ENGINE §4, item 16: with σ_w² = 4 random directions grow by ½ ln χ_1 = .1547 a layer; the
+    """With σ_w² = 4 random directions grow by ½ ln χ_1 = .1547 a layer; the
     largest singular value lies above it by O(ln N / L)."""
     config = MLP.Config(width=100, depth=depth, init_scale=2.0)
     networks = MLP(
@@ -249,7 +249,7 @@ def test_mean_field_of_a_tanh_network(depth, largest):
 
 
 def test_one_qr_sweep_does_not():
-    """ENGINE §1, item 9."""
+    """It gives the growth of one direction, less than the largest singular value."""
     network, x = mlp(1, inputs=32, width=32, depth=10), vectors(32, 20)
     exact = max_ftle(network, x, 10)
     sweep = lyapunov_spectrum(network, x, k=1, warmup=0, t_on=1)

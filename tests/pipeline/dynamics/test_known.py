@@ -86,7 +86,7 @@ def test_sum_rule_of_a_tanh_network():
 
 
 def test_the_transpose_belongs_to_reversed_time():
-    """ENGINE §1, item 1: in forward time it gives the right sum and wrong exponents."""
+    """In forward time it gives the right sum and wrong exponents."""
     J, _ = explicit(8, 3.0, 6000)
     tangent = lyapunov_spectrum(J, t_on=1)
     adjoint = lyapunov_spectrum(J.mT.flip(0), t_on=1)
@@ -139,7 +139,7 @@ def scalar(cell, weights):
 
 
 def test_worked_scalar_cells():
-    """ENGINE §4, items 9 and 10."""
+    """Fixed points at x = 0.7, worked out by autograd."""
     x = torch.full((1, 900, 1), 0.7, dtype=F64)
     gru = scalar(
         nn.GRUCell(1, 1, dtype=F64),
@@ -404,7 +404,7 @@ def test_rossler():
 
 
 def test_a_long_t_on_must_flag_its_plateau():
-    """ENGINE §4, item 20: N = 64, g = 1.5, T_ON = 10 in float64."""
+    """N = 64, g = 1.5, T_ON = 10 in float64."""
     right = spectrum_of_tanh(64, 1.5, 500, sequences=1, t_on=1)
     wrong = spectrum_of_tanh(64, 1.5, 500, sequences=1, t_on=10)
     off = (right.exponents - wrong.exponents).abs() > 1e-3
@@ -433,7 +433,7 @@ def test_single_precision_flags_what_it_loses_at_large_gain():
 
 
 def test_a_random_frame_finds_what_the_identity_hides():
-    """ENGINE §1, item 5: e_1 spans an invariant subspace that grows slower."""
+    """e_1 spans an invariant subspace that grows slower."""
     J = torch.diag(torch.tensor([0.5, 2.0], dtype=F64)).expand(200, 2, 2)
     blind = lyapunov_spectrum(J, k=1, tangents=torch.eye(2, dtype=F64)[:, :1])
     found = lyapunov_spectrum(J, k=1)
@@ -442,7 +442,7 @@ def test_a_random_frame_finds_what_the_identity_hides():
 
 
 def test_the_tangent_step_costs_its_products_and_nothing_more():
-    """ENGINE §1, item 10: no H × H × H product of diagonal matrices."""
+    """No H × H × H product of diagonal matrices."""
     H, B, k = 64, 3, 5
     network = LSTM(
         [LSTM.Config(units=H)],
@@ -460,7 +460,7 @@ def test_the_tangent_step_costs_its_products_and_nothing_more():
 
 
 def test_convergence_is_no_small_change_of_a_running_mean():
-    """ENGINE §1, item 13: a drifting exponent changes little from step to step, and is flagged."""
+    """A drifting exponent changes little from step to step, and is flagged."""
     rates = torch.linspace(0.0, 0.5, 2000, dtype=F64)
     drifting = lyapunov_spectrum(rates.exp().reshape(-1, 1, 1), warmup=0)
     assert not drifting.converged.any()

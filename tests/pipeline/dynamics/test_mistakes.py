@@ -1,4 +1,4 @@
-"""Each published mistake (ENGINE §1), put back into a copy of the source, must fail its tests."""
+"""Each published mistake, put back into a copy of the source, must fail its tests."""
 
 import importlib.util
 import os

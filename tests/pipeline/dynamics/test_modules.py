@@ -92,7 +92,7 @@ def test_tangents_are_those_of_the_module(kind, settings, layers, bias, monkeypa
 @pytest.mark.parametrize("layers", [1, 2, 3])
 @pytest.mark.parametrize(("kind", "parts"), [(nn.RNN, 1), (nn.GRU, 1), (nn.LSTM, 2)])
 def test_the_state_is_that_of_all_layers_and_no_more(kind, parts, layers):
-    """ENGINE §1, item 3: two layers of an RNN are neither one of them nor the (h, c) of an LSTM."""
+    """Two layers of an RNN are neither one of them nor the (h, c) of an LSTM."""
     made, x = module(kind, layers), inputs(2, 30)
     full = lyapunov_spectrum(made, x)
     hidden = lyapunov_spectrum(made, x, state="hidden")
@@ -147,7 +147,7 @@ def test_our_lstm_and_that_of_torch_have_one_spectrum(state, k):
 
 @pytest.mark.parametrize("kind", [nn.RNN, nn.GRU, nn.LSTM])
 def test_saturated_units_keep_their_tiny_derivative(kind):
-    """ENGINE §1, item 11: 1 − tanh² is exactly 0 from |x| = 19 on, sech² is not."""
+    """1 − tanh² is exactly 0 from |x| = 19 on, sech² is not."""
     made = module(kind)
     with torch.no_grad():
         made.weight_ih_l0.fill_(10.0)
@@ -159,7 +159,7 @@ def test_saturated_units_keep_their_tiny_derivative(kind):
 
 @pytest.mark.parametrize(("kind", "gates"), [(nn.RNN, 1), (nn.GRU, 3), (nn.LSTM, 4)])
 def test_a_step_costs_its_products_and_nothing_more(kind, gates):
-    """ENGINE §1, item 10: gains are no diagonal matrices, whose products would cost H² each."""
+    """Gains are no diagonal matrices, whose products would cost H² each."""
     H, B, k = 16, 3, 5
     orbit = ModuleOrbit(kind(2, H, 2), torch.zeros(B, 1, 2), state="full", dtype=F64)
     J = next(orbit.maps())

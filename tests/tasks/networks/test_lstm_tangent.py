@@ -102,7 +102,7 @@ def test_a_saturated_cell_keeps_its_tiny_derivative():
 
 
 def scalar_cell():
-    """ENGINE §4, item 9."""
+    """Weights for which one step and the fixed point at x = 0.7 were worked out by autograd."""
     config = LSTM.Config(units=1)
     network = LSTM([config], input_size=1, output_size=1, generators=[generator_for(0)], dtype=F64)
     with torch.no_grad():

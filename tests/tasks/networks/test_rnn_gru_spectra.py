@@ -73,7 +73,7 @@ def jacobians_by_autograd(kind, network, x_BTI):
 
 @every_kind
 def test_growth_is_that_of_the_product_of_autograds_jacobians(kind):
-    """J_T … J_1 in this order: transposed or reversed products grow otherwise (ENGINE §1, item 1).
+    """J_T … J_1 in this order: transposed or reversed products grow otherwise.
 
     From the right singular vectors of the product, the QR along the way gives its σ.
     """
@@ -96,7 +96,7 @@ def test_growth_is_that_of_the_product_of_autograds_jacobians(kind):
 
 @every_kind
 def test_a_step_costs_its_products_and_nothing_more(kind):
-    """ENGINE §1, item 10: gains are no diagonal matrices, whose products would cost H² each."""
+    """Gains are no diagonal matrices, whose products would cost H² each."""
     network = population(kind, 3, layers=2)
     B, k = 4, 5
     J = next(network.orbit(sequences(B, 1)).maps())

@@ -121,7 +121,7 @@ def test_the_orbit_follows_the_network_on_tokens(kind):
 @pytest.mark.parametrize("layers", [1, 2, 3])
 @pytest.mark.parametrize("tokens", [True, False])
 def test_sum_rule_of_the_rnn(layers, tokens):
-    """ENGINE §4, item 1: Σλ = ⟨Σ ln φ'⟩ + ln|det U|, summed over layers."""
+    """Σλ = ⟨Σ ln φ'⟩ + ln|det U|, summed over layers."""
     # Small enough that no step is so ill-conditioned that its smallest R_ii loses digits.
     network = population("tanh", layers, scale=0.4)
     shape = (3, 60) if tokens else (3, 60, 3)
@@ -150,7 +150,6 @@ def test_sum_rule_of_the_gru():
 
 
 def test_without_recurrent_weights_the_rnn_is_dead():
-    """ENGINE §4, item 5."""
     network = population("tanh")
     with torch.no_grad():
         network.weight_rec_0.zero_()
@@ -162,7 +161,7 @@ def test_without_recurrent_weights_the_rnn_is_dead():
 
 
 def test_without_recurrent_weights_the_gru_forgets_at_the_rate_of_its_update_gate():
-    """ENGINE §4, item 5: λ_i = ⟨ln z_i⟩, exactly so from a frame along the axes."""
+    """λ_i = ⟨ln z_i⟩, exactly so from a frame along the axes."""
     network = population("gru", units=3)
     with torch.no_grad():
         network.weight_rec_0.zero_()
@@ -186,7 +185,7 @@ def one_unit(network, **weights):
 
 
 def test_worked_example_of_a_gru_of_one_unit():
-    """ENGINE §4, item 10; b_ih = (.1, .2, 0), b_hh = (0, 0, .3)."""
+    """In PyTorch's form: b_ih = (.1, .2, 0), b_hh = (0, 0, .3)."""
     network = one_unit(
         population("gru", units=1, inputs=1, count=1),
         weight_in_0=[0.5, -0.3, 0.8],
@@ -211,7 +210,7 @@ def test_worked_example_of_a_gru_of_one_unit():
 
 
 def test_fixed_point_of_an_rnn_of_one_unit():
-    """ENGINE §4, item 10: h = tanh(1.7 h + .1)."""
+    """h = tanh(1.7 h + .1)."""
     network = one_unit(
         population("tanh", units=1, inputs=1, count=1),
         weight_in_0=[0.0],
@@ -226,7 +225,7 @@ def test_fixed_point_of_an_rnn_of_one_unit():
 
 
 def test_scaled_orthogonal_relu_network_that_never_clips_is_linear():
-    """With large biases every unit is open: J = g O, λ_i = ln g (ENGINE §4, item 3)."""
+    """With large biases every unit is open: J = g O, λ_i = ln g."""
     network = population("relu", units=5, count=1, init="orthogonal", scale=0.25)
     with torch.no_grad():
         network.weight_in_0.zero_()
@@ -237,7 +236,7 @@ def test_scaled_orthogonal_relu_network_that_never_clips_is_linear():
 
 
 def test_saturated_units_keep_their_tiny_derivative():
-    """Autograd's 1 − tanh² is exactly 0 here, the true derivative is not (ENGINE §1, item 11)."""
+    """Autograd's 1 − tanh² is exactly 0 here, the true derivative is not."""
     for kind in ("tanh", "gru"):
         network = population(kind, scale=30.0)
         J = next(iter(network.orbit(torch.full((1, 1, 3), 3.0, dtype=F64)).maps()))
