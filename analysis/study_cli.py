@@ -97,11 +97,12 @@ def _carry_out(settings: "Settings", store: "Store", out: Path) -> bool:
     from analysis import gallery
     from analysis.frame import AnalysisError
     from analysis.studies.outcome import carry_out
+    from analysis.words import count
     from pipeline.progress import duration
     from pipeline.store import StoreError
     from tasks.base import UnsuitableError
 
-    typer.echo(f"{settings.name}: {settings.scale} scale, {settings.seeds} seeds")
+    typer.echo(f"{settings.name}: {settings.scale} scale, {count(settings.seeds, 'seed')}")
     try:
         done = carry_out(settings, store)
     except (AnalysisError, UnsuitableError) as error:
@@ -122,9 +123,10 @@ def _carry_out(settings: "Settings", store: "Store", out: Path) -> bool:
 def _plan(settings: "Settings") -> None:
     from dataclasses import asdict
 
+    from analysis.words import count
     from pipeline import planning
 
-    typer.echo(f"{settings.name}: {settings.scale} scale, {settings.seeds} seeds")
+    typer.echo(f"{settings.name}: {settings.scale} scale, {count(settings.seeds, 'seed')}")
     for key, value in asdict(settings.config).items():
         typer.echo(f"  {key}: {value}")
     if not settings.sweeps:
