@@ -327,11 +327,13 @@ def test_the_gradient_is_that_of_finite_differences(kind, settings, is_fused, mo
 
 
 def resident():
-    with open("/proc/self/statm", encoding="ascii") as file:
-        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    """Of the process's own: pages of files come and go as the kernel likes."""
+    with open("/proc/self/status", encoding="ascii") as file:
+        (line,) = (line for line in file if line.startswith("RssAnon:"))
+    return 1024 * int(line.split()[1])
 
 
-@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="needs Linux's /proc")
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="needs Linux's /proc")
 @pytest.mark.parametrize(
     ("kind", "settings"),
     [
@@ -371,11 +373,11 @@ print(again.growth(sys.argv[1], json.loads(sys.argv[2])))
 
 
 def growth(kind, settings):
-    """Bytes that 500 updates add to the process: the lesser of two stretches."""
+    """Bytes that 500 updates add to the process: the least of three stretches."""
     population = train.build(cohort(kind, members=8, dtype="float32", **settings))
     losses(population, 300)
     added = []
-    for _ in range(2):
+    for _ in range(3):
         before = resident()
         losses(population, 500)
         added.append(resident() - before)
