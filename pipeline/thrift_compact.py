@@ -59,45 +59,26 @@ class Reader:
         if level > _MOST_LEVELS:
             raise ValueError("nested too deep")
         found: dict[int, Any] = {}
-        number, data, wanted = 0, self._data, fields.get
-        # A file of twenty kilobytes has a thousand of these turns: numbers of one byte, which most
-        # are, are read here, and where we stand is kept at hand between calls.
-        at, left = self.at, self._left
+        number, data = 0, self._data
         while True:
-            head = data[at]
-            at += 1
+            head = data[self.at]
+            self.at += 1
             if head == 0:
-                self.at, self._left = at, left
                 return found
-            left -= 1
-            if left < 0:
+            self._left -= 1
+            if self._left < 0:
                 raise ValueError(_TOO_MANY)
-            code = head & 15
-            if head >= 16:
-                number += head >> 4
-            else:
-                self.at = at
-                number, at = self._number(16), self.at
+            step, code = head >> 4, head & 15
+            number = number + step if step else self._number(16)
             if number >= 2**15:
                 raise ValueError(f"a field of number {number}")
-            kind = wanted(number)
-            is_short = 4 <= code <= 6 and data[at] < 128
+            kind = fields.get(number)
             if kind is None:
-                if is_short:
-                    at += 1
-                    continue
-                self.at, self._left = at, left
                 self._skip(code, level)
             elif code != kind.code or number in found:
                 raise ValueError(f"field {number} twice, or of type {code}")
-            elif is_short:
-                found[number] = (data[at] >> 1) ^ -(data[at] & 1)
-                at += 1
-                continue
             else:
-                self.at, self._left = at, left
                 found[number] = self._value(kind, level)
-            at, left = self.at, self._left
 
     def _value(self, kind: Kind, level: int) -> Any:
         if kind.code == 12:
