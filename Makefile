@@ -74,7 +74,7 @@ findings: $(READY) ## the numbers and figures of docs/findings.md again, from it
 # What it has trained it finds again; `rm -r $(GALLERY)` begins anew.
 GALLERY := reports/gallery
 SHOWN := storm_fields lorenz_closed_loop poole_phases
-gallery: $(READY) ## the papers' experiments at small scale, docs/studies.md and README's pictures (an hour)
+gallery: $(READY) ## the papers' experiments at small scale, docs/studies.md and README's pictures (half an hour)
 	@LYAPSWEEP_HOME=$(GALLERY)/home $(BIN)/lyapsweep reproduce all --scale small --out $(GALLERY) \
 	  --store folder:$(GALLERY)/store && cp $(GALLERY)/studies.md docs/studies.md && \
 	  for name in $(SHOWN); do cp $(GALLERY)/$$name/figures/$$name.png docs/images/ || exit 1; done
