@@ -373,11 +373,11 @@ print(again.growth(sys.argv[1], json.loads(sys.argv[2])))
 
 
 def growth(kind, settings):
-    """Bytes that 500 updates add to the process: the least of three stretches."""
+    """Bytes that 500 updates add to the process: the lesser of two stretches."""
     population = train.build(cohort(kind, members=8, dtype="float32", **settings))
     losses(population, 300)
     added = []
-    for _ in range(3):
+    for _ in range(2):
         before = resident()
         losses(population, 500)
         added.append(resident() - before)

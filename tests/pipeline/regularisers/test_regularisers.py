@@ -242,6 +242,9 @@ def test_only_what_can_be_recorded_is_recorded_on_a_gpu(name, monkeypatch):
     found = train.recorder_for("cuda:1", regularisers)
     assert found == ("graphs on cuda:1" if is_recordable else None)
     assert train.recorder_for("cpu", regularisers) is None
+    recorder = Dry()
+    monkeypatch.setattr(train, "recorder_for", lambda device, these: recorder)
+    assert train.build(company(name)).steps._recorder is recorder
 
 
 MISFITS = {
