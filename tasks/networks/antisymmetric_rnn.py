@@ -16,14 +16,34 @@ import torch
 from torch import Tensor
 
 from tasks.base import Bounds
-from tasks.networks.base import Network, StateConvention
+from tasks.networks.base import Network
 from tasks.networks.recurrent import Recurrent, RecurrentConfig
-from tasks.networks.recurrent_orbit import ClosedLoop
-from tasks.networks.recurrent_tangent import HiddenOrbit
-from tasks.networks.recurrent_walk import HiddenWalk, Walk
+from tasks.networks.recurrent_tangent import Cell
+from tasks.networks.recurrent_walk import HiddenWalk
 from tasks.networks.recurrent_way import Parts
 from tasks.networks.rnn_tangent import RNNCell
 from tasks.networks.workspace import Workspace
+
+
+class AntisymmetricWalk(HiddenWalk):
+    """h' = h + ε t, t = tanh(arguments) kept where these were; back, δa = ε (1 − t²) δh'."""
+
+    def __init__(self, *args: Any, euler_step: float, **others: Any) -> None:
+        self._euler_step = euler_step
+        super().__init__(*args, **others)
+
+    def _advance(self, step: int) -> None:
+        t = self.arguments_NRB[step].tanh_()
+        torch.add(self.h_NHB[step], t, alpha=self._euler_step, out=self.h_NHB[step + 1])
+
+    def _begin_back(self, d_arguments: Sequence[Tensor]) -> None:
+        self._direct = self._scratch("direct", self.num_units)
+
+    def _retreat(self, step: int, d_h: Tensor, d_arguments: Tensor) -> Tensor:
+        t = self.arguments_NRB[step]
+        torch.mul(t, t, out=d_arguments).neg_().add_(1).mul_(d_h).mul_(self._euler_step)
+        # d_h is written over before what is returned here is added to it.
+        return self._direct.copy_(d_h)
 
 
 class AntisymmetricRNN(Recurrent, Network):
@@ -42,16 +62,12 @@ class AntisymmetricRNN(Recurrent, Network):
 
     num_gates = 1
     num_parts = 1
+    walk = AntisymmetricWalk
 
     def __init__(self, configs: Any, **others: Any) -> None:
         Recurrent.__init__(self, configs, **others)
         self.step: float = configs[0].step
         self.friction: float = configs[0].friction
-
-    @staticmethod
-    def walk(*args: Any, **others: Any) -> Walk:
-        """One layer on its way."""
-        return AntisymmetricWalk(*args, **others)
 
     def _layer(self, layer: int) -> tuple[Tensor, Tensor, Tensor | None]:
         """W, A = M − Mᵀ − γ 1 and b."""
@@ -74,18 +90,8 @@ class AntisymmetricRNN(Recurrent, Network):
                 d_M.sub_(d_M.mT.clone())
         return d_inputs
 
-    def _orbit(
-        self,
-        inputs: Tensor,
-        state: StateConvention,
-        dtype: torch.dtype,
-        closed: ClosedLoop | None,
-    ) -> HiddenOrbit:
-        cells = [
-            AntisymmetricCell(*self._detached_layer(layer, dtype), "tanh", self.step)
-            for layer in range(self.num_layers)
-        ]
-        return HiddenOrbit(tuple(cells), inputs, state=state, closed=closed)
+    def _tangent_cell(self, layer: int, dtype: torch.dtype) -> Cell:
+        return AntisymmetricCell(*self._detached_layer(layer, dtype), "tanh", self.step)
 
     def _cell(self, layer: int) -> Callable[[Tensor, Parts], Parts]:
         A_NHH, step = self._layer(layer)[1], self.step
@@ -96,32 +102,8 @@ class AntisymmetricRNN(Recurrent, Network):
 
         return after
 
-    def _blocks(self) -> Sequence[tuple[slice, slice]]:
-        return ((slice(None), slice(None)),)
-
     def _walk_options(self) -> dict[str, Any]:
         return {"euler_step": self.step}
-
-
-class AntisymmetricWalk(HiddenWalk):
-    """h' = h + ε t, t = tanh(arguments) kept where these were; back, δa = ε (1 − t²) δh'."""
-
-    def __init__(self, *args: Any, euler_step: float, **others: Any) -> None:
-        self._euler_step = euler_step
-        super().__init__(*args, **others)
-
-    def _advance(self, step: int) -> None:
-        t = self.arguments_NRB[step].tanh_()
-        torch.add(self.h_NHB[step], t, alpha=self._euler_step, out=self.h_NHB[step + 1])
-
-    def _begin_back(self, d_arguments: Sequence[Tensor]) -> None:
-        self._direct = self._scratch("direct", self.num_units)
-
-    def _retreat(self, step: int, d_h: Tensor, d_arguments: Tensor) -> Tensor:
-        t = self.arguments_NRB[step]
-        torch.mul(t, t, out=d_arguments).neg_().add_(1).mul_(d_h).mul_(self._euler_step)
-        # d_h is written over before what is returned here is added to it.
-        return self._direct.copy_(d_h)
 
 
 @dataclass(frozen=True)

@@ -24,9 +24,9 @@ from tasks.base import Bounds, UnsuitableError
 from tasks.networks.base import Network, StateConvention
 from tasks.networks.layers import draw_weight, sech2
 from tasks.networks.recurrent import Recurrent, RecurrentConfig
-from tasks.networks.recurrent_orbit import ClosedLoop, Readout
-from tasks.networks.recurrent_tangent import HiddenOrbit, shared_product
-from tasks.networks.recurrent_walk import HiddenWalk, Walk
+from tasks.networks.recurrent_orbit import ClosedLoop, Readout, RecurrentOrbit
+from tasks.networks.recurrent_tangent import Cell, shared_product
+from tasks.networks.recurrent_walk import HiddenWalk
 from tasks.networks.recurrent_way import Parts
 
 
@@ -52,84 +52,6 @@ class Oscillation(NamedTuple):
     def pull(self) -> float:
         """Δt γ: what y takes from z in a step."""
         return self.step * self.stiffness
-
-
-class CoRNN(Recurrent, Network):
-    """A population of coupled oscillatory RNNs; the state of a layer is (y, z)."""
-
-    @dataclass(frozen=True, kw_only=True)
-    class Config(RecurrentConfig):
-        """Settings of a coRNN, beside those that every recurrent network has.
-
-        step, stiffness, damping: Δt, γ and ε; what the authors' code has for sequential digits.
-        """
-
-        step: Annotated[float, Bounds(gt=0)] = 0.042
-        stiffness: Annotated[float, Bounds(ge=0)] = 2.7
-        damping: Annotated[float, Bounds(ge=0)] = 4.7
-
-    num_gates = 1
-    num_parts = 1
-    columns_a_unit = 2
-
-    def __init__(self, configs: Any, **others: Any) -> None:
-        Recurrent.__init__(self, configs, **others)
-        first = configs[0]
-        self.oscillation = Oscillation(first.step, first.stiffness, first.damping)
-
-    @staticmethod
-    def walk(*args: Any, **others: Any) -> Walk:
-        """One layer on its way."""
-        return OscillatorWalk(*args, **others)
-
-    def _draw(self, config: Any, scale: float, generator: torch.Generator) -> dict[str, Tensor]:
-        drawn = super()._draw(config, scale, generator)
-        for layer in range(config.layers):
-            by_z = draw_weight(config.init, config.units, config.units, scale, generator)
-            by_y = drawn[f"weight_rec_{layer}"]
-            drawn[f"weight_rec_{layer}"] = torch.cat([by_y, by_z], dim=1)
-        return drawn
-
-    def _layer(self, layer: int) -> tuple[Tensor, Tensor, Tensor | None]:
-        """V, U and b; V of layers above the first takes the whole s below, of which it sees y."""
-        V, U, b = super()._layer(layer)
-        return pad(V, (0, self.units)) if layer else V, U, b
-
-    def _orbit(
-        self,
-        inputs: Tensor,
-        state: StateConvention,
-        dtype: torch.dtype,
-        closed: ClosedLoop | None,
-    ) -> HiddenOrbit:
-        if state != "full":
-            raise UnsuitableError(
-                f"a coRNN has no {state} state apart from the full one: y and z of an oscillator "
-                "belong together; ask for state: full"
-            )
-        if closed is not None:
-            (readout, b), steps = closed
-            closed = ClosedLoop(Readout(pad(readout, (0, self.units)), b), steps)
-        cells = [
-            OscillatorCell(*self._detached_layer(layer, dtype), self.oscillation)
-            for layer in range(self.num_layers)
-        ]
-        return OscillatorOrbit(tuple(cells), inputs, state=state, closed=closed)
-
-    def _cell(self, layer: int) -> Callable[[Tensor, Parts], Parts]:
-        U_N2HH = self._layer(layer)[1].mT
-
-        def after(drive_NBH: Tensor, parts: Parts) -> Parts:
-            force = torch.tanh(torch.baddbmm(drive_NBH, parts[0], U_N2HH))
-            return (self.oscillation.after(parts[0], force),)
-
-        return after
-
-    def _blocks(self) -> Sequence[tuple[slice, slice]]:
-        return ((slice(None), slice(None)),)
-
-    def _walk_options(self) -> dict[str, Any]:
-        return {"oscillation": self.oscillation}
 
 
 class OscillatorWalk(HiddenWalk):
@@ -169,20 +91,77 @@ class OscillatorWalk(HiddenWalk):
         return self._past
 
 
-class OscillatorOrbit(HiddenOrbit):
-    """Stacked layers of oscillators, of which the readout sees y."""
+class CoRNN(Recurrent, Network):
+    """A population of coupled oscillatory RNNs; the state of a layer is (y, z)."""
 
-    def __init__(
+    @dataclass(frozen=True, kw_only=True)
+    class Config(RecurrentConfig):
+        """Settings of a coRNN, beside those that every recurrent network has.
+
+        step, stiffness, damping: Δt, γ and ε; what the authors' code has for sequential digits.
+        """
+
+        step: Annotated[float, Bounds(gt=0)] = 0.042
+        stiffness: Annotated[float, Bounds(ge=0)] = 2.7
+        damping: Annotated[float, Bounds(ge=0)] = 4.7
+
+    num_gates = 1
+    num_parts = 1
+    walk = OscillatorWalk
+    columns_a_unit = 2
+
+    def __init__(self, configs: Any, **others: Any) -> None:
+        Recurrent.__init__(self, configs, **others)
+        first = configs[0]
+        self.oscillation = Oscillation(first.step, first.stiffness, first.damping)
+
+    def _draw(self, config: Any, scale: float, generator: torch.Generator) -> dict[str, Tensor]:
+        drawn = super()._draw(config, scale, generator)
+        for layer in range(config.layers):
+            by_z = draw_weight(config.init, config.units, config.units, scale, generator)
+            by_y = drawn[f"weight_rec_{layer}"]
+            drawn[f"weight_rec_{layer}"] = torch.cat([by_y, by_z], dim=1)
+        return drawn
+
+    def _layer(self, layer: int) -> tuple[Tensor, Tensor, Tensor | None]:
+        """V, U and b; V of layers above the first takes the whole s below, of which it sees y."""
+        V, U, b = super()._layer(layer)
+        return pad(V, (0, self.units)) if layer else V, U, b
+
+    def _orbit(
         self,
-        cells: tuple["OscillatorCell", ...],
         inputs: Tensor,
-        *,
         state: StateConvention,
-        closed: ClosedLoop | None = None,
-    ) -> None:
-        super().__init__(cells, inputs, state=state, closed=closed)
-        start = self.output_rows.start
-        self.output_rows = slice(start, start + cells[0].W.shape[1])
+        dtype: torch.dtype,
+        closed: ClosedLoop | None,
+    ) -> RecurrentOrbit[Any]:
+        if state != "full":
+            raise UnsuitableError(
+                f"a coRNN has no {state} state apart from the full one: y and z of an oscillator "
+                "belong together; ask for state: full"
+            )
+        if closed is not None:
+            (readout, b), steps = closed
+            closed = ClosedLoop(Readout(pad(readout, (0, self.units)), b), steps)
+        orbit = super()._orbit(inputs, state, dtype, closed)
+        start = orbit.output_rows.start
+        orbit.output_rows = slice(start, start + self.units)
+        return orbit
+
+    def _tangent_cell(self, layer: int, dtype: torch.dtype) -> Cell:
+        return OscillatorCell(*self._detached_layer(layer, dtype), self.oscillation)
+
+    def _cell(self, layer: int) -> Callable[[Tensor, Parts], Parts]:
+        U_N2HH = self._layer(layer)[1].mT
+
+        def after(drive_NBH: Tensor, parts: Parts) -> Parts:
+            force = torch.tanh(torch.baddbmm(drive_NBH, parts[0], U_N2HH))
+            return (self.oscillation.after(parts[0], force),)
+
+        return after
+
+    def _walk_options(self) -> dict[str, Any]:
+        return {"oscillation": self.oscillation}
 
 
 @dataclass(frozen=True)

@@ -14,13 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tasks.networks.base import Network, StateConvention
+from tasks.networks.base import Network
 from tasks.networks.gru_tangent import GRUCell
 from tasks.networks.gru_walk import GRUWalk
 from tasks.networks.layers import draw_bias
 from tasks.networks.recurrent import Recurrent, RecurrentConfig
-from tasks.networks.recurrent_orbit import ClosedLoop
-from tasks.networks.recurrent_tangent import HiddenOrbit
+from tasks.networks.recurrent_tangent import Cell
 from tasks.networks.recurrent_way import Parts, Place
 
 
@@ -35,19 +34,10 @@ class GRU(Recurrent, Network):
     num_parts = 1
     walk = GRUWalk
 
-    def _orbit(
-        self,
-        inputs: Tensor,
-        state: StateConvention,
-        dtype: torch.dtype,
-        closed: ClosedLoop | None,
-    ) -> HiddenOrbit:
-        cells = []
-        for layer in range(self.num_layers):
-            b_hn = self._reset_bias(layer)
-            inside = None if b_hn is None else b_hn.detach().to(dtype)
-            cells.append(GRUCell(*self._detached_layer(layer, dtype), inside))
-        return HiddenOrbit(tuple(cells), inputs, state=state, closed=closed)
+    def _tangent_cell(self, layer: int, dtype: torch.dtype) -> Cell:
+        b_hn = self._reset_bias(layer)
+        inside = None if b_hn is None else b_hn.detach().to(dtype)
+        return GRUCell(*self._detached_layer(layer, dtype), inside)
 
     def _reset_bias(self, layer: int) -> Tensor | None:
         return getattr(self, f"bias_reset_{layer}", None)

@@ -31,6 +31,7 @@ from tasks.networks.layers import (
 )
 from tasks.networks.own_backward import OwnBackward
 from tasks.networks.recurrent_orbit import ClosedLoop, Readout, RecurrentOrbit
+from tasks.networks.recurrent_tangent import Cell, HiddenOrbit
 from tasks.networks.recurrent_walk import Walk
 from tasks.networks.recurrent_way import Parts, Place, State, Together, Way
 from tasks.networks.workspace import Workspace
@@ -224,9 +225,9 @@ class Recurrent(OwnBackward):
         """R, rows of V."""
         return self.num_gates * self.units
 
-    @abstractmethod
     def _blocks(self) -> Sequence[tuple[slice, slice]]:
-        """Rows of U, W and b beside those of V in which they stand."""
+        """Rows of U, W and b beside those of V in which they stand: the same, if not told."""
+        return ((slice(None), slice(None)),)
 
     def _places(self, layer: int) -> list[Place]:
         """What of the parameters stands where in V; parameters that do not exist included."""
@@ -292,7 +293,6 @@ class Recurrent(OwnBackward):
         ]
         return DualOrbit(layers, inputs, num_parts=self.num_parts)
 
-    @abstractmethod
     def _orbit(
         self,
         inputs: Tensor,
@@ -300,7 +300,13 @@ class Recurrent(OwnBackward):
         dtype: torch.dtype,
         closed: ClosedLoop | None,
     ) -> RecurrentOrbit[Any]:
-        """The maps of an open loop, or of a closed one."""
+        """The maps of an open loop, or of a closed one; of layers whose state is h alone."""
+        cells = tuple(self._tangent_cell(layer, dtype) for layer in range(self.num_layers))
+        return HiddenOrbit(cells, inputs, state=state, closed=closed)
+
+    def _tangent_cell(self, layer: int, dtype: torch.dtype) -> Cell:
+        """The equations and derivatives of a layer whose state is h alone."""
+        raise NotImplementedError(f"{type(self).__name__} makes its orbit itself")
 
     @abstractmethod
     def _cell(self, layer: int) -> Callable[[Tensor, Parts], Parts]:

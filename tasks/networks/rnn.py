@@ -6,17 +6,16 @@ only ever enter as their sum.
 Shapes: N members, B sequences, T steps, I inputs, H units, O outputs.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from tasks.networks.base import Network, StateConvention
+from tasks.networks.base import Network
 from tasks.networks.recurrent import Recurrent, RecurrentConfig
-from tasks.networks.recurrent_orbit import ClosedLoop
-from tasks.networks.recurrent_tangent import HiddenOrbit
+from tasks.networks.recurrent_tangent import Cell
 from tasks.networks.recurrent_way import Parts
 from tasks.networks.rnn_tangent import ACTIVATIONS, RNNCell
 from tasks.networks.rnn_walk import RNNWalk
@@ -42,26 +41,13 @@ class RNN(Recurrent, Network):
         Recurrent.__init__(self, configs, **others)
         self.activation: str = configs[0].activation
 
-    def _orbit(
-        self,
-        inputs: Tensor,
-        state: StateConvention,
-        dtype: torch.dtype,
-        closed: ClosedLoop | None,
-    ) -> HiddenOrbit:
-        cells = [
-            RNNCell(*self._detached_layer(layer, dtype), self.activation)
-            for layer in range(self.num_layers)
-        ]
-        return HiddenOrbit(tuple(cells), inputs, state=state, closed=closed)
+    def _tangent_cell(self, layer: int, dtype: torch.dtype) -> Cell:
+        return RNNCell(*self._detached_layer(layer, dtype), self.activation)
 
     def _cell(self, layer: int) -> Callable[[Tensor, Parts], Parts]:
         U_NHG = self._layer(layer)[1].mT
         activation = ACTIVATIONS[self.activation][0]
         return lambda drive_NBG, parts: (activation(torch.baddbmm(drive_NBG, parts[0], U_NHG)),)
-
-    def _blocks(self) -> Sequence[tuple[slice, slice]]:
-        return ((slice(None), slice(None)),)
 
     def _walk_options(self) -> dict[str, Any]:
         return {"activation": self.activation}
