@@ -86,9 +86,9 @@ MISTAKES = (
     Mistake(
         3,
         "a stack of our layers is taken for its first",
-        "tasks/networks/rnn.py",
-        "for layer in range(self.num_layers)",
-        "for layer in range(1)",
+        "tasks/networks/recurrent.py",
+        "self._tangent_cell(layer, dtype) for layer in range(self.num_layers)",
+        "self._tangent_cell(layer, dtype) for layer in range(1)",
         (f"{TANGENT}::test_tangents_and_their_transposes_equal_autograd",),
     ),
     Mistake(
