@@ -1,10 +1,12 @@
 """Who drives a sweep, as its store knows it: one driver, on whatever machine.
 
-The lock of `pipeline.home` covers one folder on one machine. The lease is a note in the store's
-entry of the sweep: an id, where the holder is, and a counter that a thread of the holder's advances
-every ten seconds. Whoever finds a lease watches the counter for three beats: it moved, then the
-sweep is driven and the other is refused; it did not, then the lease is taken over, and the holder,
-should it only have been suspended, finds that and stops. Two machines' clocks are never compared.
+The lock of `pipeline.home` covers one folder on one machine. The lease is two notes in the store's
+entry of the sweep: who holds it and where that one is, and a counter that a thread of the holder's
+advances every ten seconds. Whoever finds a lease watches the counter for three beats: it moved,
+then the sweep is driven and the other is refused; it did not, then the lease is taken over, and the
+holder, should it only have been suspended, finds that and stops. A beat never says who holds the
+lease: one that was on its way when its driver was suspended takes nothing back when it arrives.
+Two machines' clocks are never compared.
 
 What no lease in a store can exclude: a holder that is suspended after it has looked and before it
 writes. What it then writes is the same trial, from the same values and seed, under the same uid.
@@ -22,9 +24,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from pipeline.home import LockedError
+from pipeline.retrying import Retry
 from pipeline.store import Store, StoreError, hide_password, open_store
 
 KEY = "lease"
+_BEAT_KEY = "lease-beat"
 BEAT_SECONDS = 10.0
 _WATCHED_BEATS = 3
 # Older than this, the holder looks whether it still is one before it writes.
@@ -47,7 +51,7 @@ class Holder:
             something.
         born: when the process started, in the kernel's ticks; pids are used again.
         since: seconds since 1970, for people.
-        beat: advances while the holder lives.
+        beat: advances while the holder lives; it has a note of its own.
     """
 
     id: str
@@ -74,6 +78,15 @@ class Holder:
 
 def holder(store: Store, name: str) -> Holder | None:
     """Who holds the lease of a sweep; it may have died. Raises StoreError, LockedError."""
+    found = _named(store, name)
+    if found is None:
+        return None
+    of, _, beat = (store.note(name, _BEAT_KEY) or "").partition(" ")
+    is_of_it = of == found.id and beat.isdecimal() and len(beat) < 20
+    return replace(found, beat=int(beat)) if is_of_it else found
+
+
+def _named(store: Store, name: str) -> Holder | None:
     text = store.note(name, KEY)
     if not text:
         return None
@@ -105,6 +118,8 @@ class Lease:
         )
         self._lost: Holder | None = None
         self._sure_at = 0.0
+        self._num = 0
+        self._retry = Retry()
         self._lock, self._end = threading.Lock(), threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -116,10 +131,10 @@ class Lease:
         began = time.monotonic()
         if found is not None:
             self._say(f"taking the sweep over from {found}, which is no more")
-        self._write()
+        self._name_me(self._store)
         # Another may have looked before that was written, and write a little later.
         time.sleep(min(2.0, max(0.05, 4 * (time.monotonic() - began))))
-        found = holder(self._store, self._name)
+        found = _named(self._store, self._name)
         if found is None or found.id != self._me.id:
             raise self._refusal(found)
         self._sure_at = _now()
@@ -155,10 +170,22 @@ class Lease:
         """
         if self._lost is None and _now() - self._sure_at > _SURE_BEATS * BEAT_SECONDS:
             self._advance(self._store)
-        self.check_heard()
+        self._refuse_lost()
 
-    def check_heard(self) -> None:
-        """The same by what is known, without asking the store. Raises LeaseLostError."""
+    def check_patiently(self) -> None:
+        """The same by what is known where the store is silent. Raises LeaseLostError.
+
+        A silent store is asked more and more seldom.
+        """
+        if self._retry.is_due:
+            try:
+                self.check()
+                self._retry.answered()
+            except StoreError:
+                self._retry.failed()
+        self._refuse_lost()
+
+    def _refuse_lost(self) -> None:
         if self._lost is not None:
             raise LeaseLostError(
                 f"sweep {self._name!r} was taken over by another driver ({self._lost}) while this "
@@ -172,9 +199,10 @@ class Lease:
             self._thread.join(timeout=BEAT_SECONDS)
         _HELD.discard(self._me.id)
         with contextlib.suppress(StoreError, LockedError):
-            found = holder(self._store, self._name)
+            found = _named(self._store, self._name)
             if found is not None and found.id == self._me.id:
-                self._store.set_note(self._name, KEY, None)
+                for key in (_BEAT_KEY, KEY):
+                    self._store.set_note(self._name, key, None)
 
     def _beat(self) -> None:
         store = open_store(self._store.uri)  # Stores remember what they did; one a thread.
@@ -185,19 +213,20 @@ class Lease:
     def _advance(self, store: Store) -> None:
         with self._lock:
             began = _now()
-            found = holder(store, self._name)
+            found = _named(store, self._name)
             if found is not None and found.id != self._me.id:
                 self._lost = found
                 return
             if self._end.is_set():
                 return
-            self._me = replace(self._me, beat=self._me.beat + 1)
-            self._write(store)
+            if found is None:
+                self._name_me(store)
+            self._num += 1
+            store.set_note(self._name, _BEAT_KEY, f"{self._me.id} {self._num}")
             self._sure_at = began
 
-    def _write(self, store: Store | None = None) -> None:
-        text = json.dumps(asdict(self._me), sort_keys=True)
-        (store or self._store).set_note(self._name, KEY, text)
+    def _name_me(self, store: Store) -> None:
+        store.set_note(self._name, KEY, json.dumps(asdict(self._me), sort_keys=True))
 
 
 def _now() -> float:

@@ -143,7 +143,11 @@ class Driver:
     def _run(self) -> Outcome:
         self._ledger = Ledger(self.home, self.info)
         with contextlib.closing(self._ledger):
-            return self._run_with_ledger()
+            try:
+                return self._run_with_ledger()
+            except optuna.exceptions.UpdateFinishedTrialError:
+                self._lease.check()  # Another driver may have ended the trial.
+                raise
 
     def _run_with_ledger(self) -> Outcome:
         self._ledger.came_back = lambda num, seconds: self._journal.write(
@@ -166,7 +170,7 @@ class Driver:
         self._asker = Asker(self.config, self._ledger, planned, whole=self._referee is not None)
         self._reconcile()
         while True:
-            self._lease.check_heard()
+            self._lease.check_patiently()
             reason = self._too_many_failed()
             if reason:
                 return self._end("failed", reason)

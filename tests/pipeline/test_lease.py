@@ -91,7 +91,8 @@ def test_a_lease_of_another_machine_is_watched_before_it_is_taken(store):
 
 def test_one_that_beats_on_another_machine_is_left_alone(store):
     put(store, ELSEWHERE)
-    threading.Timer(0.15, lambda: put(fresh(store), replace(ELSEWHERE, beat=1))).start()
+    args = (NAME, lease._BEAT_KEY, "feed 1")
+    threading.Timer(0.15, fresh(store).set_note, args).start()
     with pytest.raises(LockedError, match="another-host"):
         taken(store)
     assert lease.holder(store, NAME).id == "feed"
@@ -193,11 +194,29 @@ def driver_of(store, root, executor=None):
     return sweep.Driver(tree, store.sweep(NAME), store, home, executor or InlineExecutor())
 
 
-def _drive(uri, root, ready, go):
+HEARD, LATE, BEATING = "hears in time", "hears late", "was in a beat"
+
+
+def _drive(uri, root, ready, go, how):
     lease.BEAT_SECONDS = 0.2
+    polls, beats, genuine = threading.Event(), threading.Event(), lease._named
+
+    def look(store, name):
+        found = genuine(store, name)
+        is_beat = threading.current_thread().name == "lyapsweep-lease"
+        if how == BEATING and is_beat and polls.is_set():
+            beats.set()
+            go.wait(60)
+        return found
+
+    lease._named = look
+    if how == LATE:
+        Lease._beat = lambda self: None
 
     class Waits(InlineExecutor):
         def poll(self, timeout):
+            polls.set()
+            assert how != BEATING or beats.wait(60)
             ready.set()
             go.wait(60)
             return super().poll(timeout)
@@ -209,8 +228,8 @@ def _drive(uri, root, ready, go):
     os._exit(0)
 
 
-@pytest.fixture
-def other(tmp_path, store):
+@pytest.fixture(params=[HEARD])
+def other(request, tmp_path, store):
     """A driver in a process of its own, in the middle of its sweep."""
     shared = tmp_path / "optuna.db"
     optuna.storages.RDBStorage(f"sqlite:///{shared}")
@@ -218,7 +237,8 @@ def other(tmp_path, store):
         patch.setenv("LYAPSWEEP_OPTUNA", f"sqlite:///{shared}")
         fork = multiprocessing.get_context("fork")
         ready, go = fork.Event(), fork.Event()
-        process = fork.Process(target=_drive, args=(store.uri, tmp_path / "a", ready, go))
+        args = (store.uri, tmp_path / "a", ready, go, request.param)
+        process = fork.Process(target=_drive, args=args)
         process.go = go
         process.start()
         assert ready.wait(60)
@@ -246,6 +266,7 @@ def test_the_sweep_of_a_killed_driver_is_taken_over_from_another_folder(store, o
     assert (found.findings, found.unchecked, len(found.ends)) == ([], [], 4)
 
 
+@pytest.mark.parametrize("other", [HEARD, LATE, BEATING], indirect=True)
 def test_a_driver_that_was_suspended_finds_that_it_was_replaced(store, other, tmp_path):
     os.kill(other.pid, signal.SIGSTOP)
     try:
