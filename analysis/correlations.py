@@ -19,6 +19,7 @@ from scipy import stats
 from analysis import configurations
 from analysis import features as ft
 from analysis.frame import SweepFrame
+from analysis.parallel import each
 from analysis.statistics import (
     Estimate,
     Strata,
@@ -67,7 +68,8 @@ def correlations(frame: SweepFrame) -> pd.DataFrame:
     """
     target, known = frame.target, ft.described(frame)
     numbers = configurations.numbered(frame.params)
-    lines = []
+    abouts: list[dict[str, object]] = []
+    jobs: list[tuple[Any, ...]] = []
     for epoch in frame.measured_epochs or sorted(set(frame.scalars["epoch"])):
         view = ft.early_view(frame, epoch)
         table = ft.features(view)
@@ -89,9 +91,10 @@ def correlations(frame: SweepFrame) -> pd.DataFrame:
                 continue
             reason = "the loss seen is the final loss" if is_over else "this is the loss itself"
             held = (settings, given, None if is_bar else given_loss, reason)
-            line = _line(x, y, *held, together, f"{epoch}/{name}")
-            lines.append({"epoch": epoch, **_about(known[name]), **line})
-    result = pd.DataFrame(lines)
+            abouts.append({"epoch": epoch, **_about(known[name])})
+            jobs.append((x, y, *held, together, f"{epoch}/{name}"))
+    found = each(lambda job: _line(*job), jobs)
+    result = pd.DataFrame([{**about, **line} for about, line in zip(abouts, found, strict=True)])
     if result.empty:
         return result
     is_tested = result["group"] != "loss"

@@ -1,12 +1,11 @@
 """Straight lines from one early number to the final loss, which several predictors are."""
 
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 import pandas as pd
 
-from analysis.frame import EarlyView
+from analysis.frame import EarlyView, kept
 from analysis.inputs import spread
 from analysis.predictors.base import CannotPredictError, Prediction
 
@@ -49,7 +48,7 @@ class Line:
         return pd.DataFrame({"term": [term], "weight": [self.weight]})
 
 
-@lru_cache(maxsize=32)
+@kept
 def losses(view: EarlyView, quantity: str) -> pd.DataFrame:
     """One scalar quantity as trials by epochs."""
     rows = view.scalars[view.scalars["quantity"] == quantity]

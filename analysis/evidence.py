@@ -11,8 +11,9 @@ decide, spread like a normal variable.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 
 import numpy as np
 import pandas as pd
@@ -75,6 +76,17 @@ def _at(frame: SweepFrame, epoch: int) -> list[dict[str, object]]:
     target = normal_scores(ahead)
     table = ft.features(view)
     base = baseline(view, target.index)
+
+    @cache  # Both groups are often held against the same epoch.
+    def known_at(later: int, trials: tuple[int, ...]) -> pd.Series:
+        """Squared errors of what was known at a later epoch."""
+        ahead = target.loc[list(trials)]
+        base = baseline(ft.early_view(frame, later), ahead.index)
+        return baseline_errors(
+            ahead, base.table, num_paired=base.num_paired, num_folds=NUM_FOLDS,
+            num_repeats=num_repeats, seed=epoch, together=_together(frame, ahead.index),
+        )  # fmt: skip
+
     lines = []
     for group in GROUPS:
         names = [n for n in map(str, table) if ft.FEATURES[n].group == group]
@@ -85,7 +97,7 @@ def _at(frame: SweepFrame, epoch: int) -> list[dict[str, object]]:
             num_permutations=num_permutations, num_folds=NUM_FOLDS, num_repeats=num_repeats,
             seed=epoch, together=_together(frame, target.index),
         )  # fmt: skip
-        against = _against(frame, epoch, group, target, found)
+        against = _against(frame, epoch, group, found, known_at)
         lines.append({"epoch": epoch, "group": group, **_line(found), **against})
     return lines
 
@@ -150,7 +162,11 @@ def cost_in_epochs(frame: SweepFrame, epoch: int, group: str) -> float:
 
 
 def _against(
-    frame: SweepFrame, epoch: int, group: str, target: pd.Series, found: Increment
+    frame: SweepFrame,
+    epoch: int,
+    group: str,
+    found: Increment,
+    known_at: Callable[[int, tuple[int, ...]], pd.Series],
 ) -> dict[str, object]:
     """The group's errors against those of the loss at the epoch its measuring would have bought."""
     cost = cost_in_epochs(frame, epoch, group)
@@ -165,11 +181,7 @@ def _against(
         return {**line, **empty, "against_problem": "the same compute would have finished training"}
     line["against_epoch"] = later
     ahead = frame.target_at(later).index.intersection(found.group_squares.index)
-    base = baseline(ft.early_view(frame, later), ahead)
-    squares = baseline_errors(
-        target.reindex(ahead), base.table, num_paired=base.num_paired, num_folds=NUM_FOLDS,
-        num_repeats=_effort(len(frame.target))[1], seed=epoch, together=_together(frame, ahead),
-    )  # fmt: skip
+    squares = known_at(later, tuple(ahead))
     units = configurations.shared(frame.params, squares.index)
     theirs = found.group_squares.reindex(squares.index).to_numpy()
     gain = error_gain(

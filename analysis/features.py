@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from analysis import words
-from analysis.frame import EarlyView, SweepFrame
+from analysis.frame import EarlyView, SweepFrame, kept
 from pipeline.dynamics import derived
 
 Group = Literal["spectrum", "ftle", "norms", "loss"]
@@ -117,7 +117,7 @@ _FROM_SCALARS = {
 }
 
 
-@lru_cache(maxsize=32)
+@kept
 def features(view: EarlyView) -> pd.DataFrame:
     """All features, trials by names, without those that no trial has.
 
@@ -208,7 +208,7 @@ def early_view(frame: SweepFrame, epoch: int) -> EarlyView:
     return frame.early_view(epoch)
 
 
-@lru_cache(maxsize=32)
+@kept
 def hyperparameters(view: EarlyView) -> pd.DataFrame:
     """The sampled settings as numbers, trials by names.
 

@@ -7,10 +7,10 @@ outcome in the header never enter it.
 
 import functools
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -27,6 +27,8 @@ from pipeline.store import Store, SweepInfo
 from pipeline.unfinished import unfinished
 
 TARGET = "val_loss"
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
 MEASURED_PREFIXES = ("lyapunov.", "ftle.")
 _BATCH = 256  # records in one piece: many small tables take twice the memory
 
@@ -299,7 +301,12 @@ class SweepFrame:
     def early_view(self, epoch: int) -> "EarlyView":
         """What had been seen by the end of `epoch`."""
         count = int(np.searchsorted(self.table["epoch"].to_numpy(), epoch, side="right"))
-        return EarlyView.of(self.params, self.sampled, self.table.slice(0, count), epoch)
+        view = EarlyView.of(self.params, self.sampled, self.table.slice(0, count), epoch)
+        # Its scalars, as it would find them: ours up to there, not a copy for every epoch.
+        seen = self.scalars.iloc[: int(self.scalars["epoch"].searchsorted(epoch, side="right"))]
+        quantity = seen["quantity"].cat.remove_unused_categories()
+        vars(view)["scalars"] = seen.assign(quantity=quantity)
+        return view
 
 
 @dataclass(frozen=True, eq=False)
@@ -389,6 +396,23 @@ class EarlyView:
         """How a quantity was obtained in the first row that has it; {} where none does."""
         row = pc.index(pc.equal(self.table["quantity"], quantity), True).as_py()
         return json.loads(self.table["details"][row].as_py()) if row >= 0 else {}
+
+
+def kept(
+    ask: Callable[Concatenate[EarlyView, _P], _R],
+) -> Callable[Concatenate[EarlyView, _P], _R]:
+    """`ask` of a view and what else is asked, once: the answer lives as long as the view."""
+
+    @functools.wraps(ask)
+    def answer(view: EarlyView, /, *args: _P.args, **kwargs: _P.kwargs) -> _R:
+        known = vars(view).setdefault("_answers", {})
+        key = (ask, args, tuple(kwargs.items()))
+        if key not in known:
+            known[key] = ask(view, *args, **kwargs)
+        found: _R = known[key]
+        return found
+
+    return answer
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

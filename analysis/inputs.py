@@ -5,7 +5,6 @@ Medians, scales and logarithms are those of the trials fitted on, also when othe
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -13,7 +12,7 @@ import pandas as pd
 from scipy import stats
 
 from analysis import features as ft
-from analysis.frame import EarlyView
+from analysis.frame import EarlyView, kept
 from analysis.mean_field import mean_field
 from analysis.predictors.base import CannotPredictError
 
@@ -27,7 +26,7 @@ _CLIP = 4.0
 _NUM_FOLDS = 3
 
 
-@lru_cache(maxsize=64)
+@kept
 def table(view: EarlyView, groups: tuple[Group, ...]) -> pd.DataFrame:
     """The columns of the groups as measured, losses logged; settings' names begin `settings/`.
 

@@ -4,8 +4,11 @@ The page needs no network: styles and pictures are inside it.
 """
 
 import importlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from analysis.evaluate import compare
+from analysis.evidence import increments
 from analysis.figures.base import Figure
 from analysis.frame import SweepFrame
 from analysis.pages import (
@@ -22,7 +25,7 @@ from analysis.pages import (
 from analysis.parallel import products_on_one_core
 from analysis.sections.base import Section
 from analysis.sections.reproduce import settings
-from analysis.verdict import verdict
+from analysis.verdict import refusal, verdict
 from pipeline import catalog
 
 ORDER = (
@@ -40,6 +43,8 @@ ORDER = (
     "reproduce",
 )
 """The sections of the page from top to bottom, by the names of their files in `sections`."""
+_LONG = ("budget", "failures")
+"""Sections whose tables take Python a while, and are kept."""
 SECTIONS: dict[str, Section] = {
     name: importlib.import_module(f"analysis.sections.{name}").SECTION for name in ORDER
 }
@@ -59,7 +64,17 @@ def write_report(frame: SweepFrame, out: Path, form: Form = "html") -> Path:
 @products_on_one_core
 def fill(frame: SweepFrame, folder: Path, form: Form, *, above: str = "") -> None:
     """Writes the report into an empty folder; `above` links the page that it is a part of."""
-    figures = _figures(frame, folder)
+    is_refused = refusal(frame) is not None
+    if not is_refused:
+        compare(frame)  # First, because it takes most memory: little else is kept yet.
+    with ThreadPoolExecutor(1) as beside:
+        # Matrix products for the most part, which leave Python to the drawing.
+        coming = None if is_refused else beside.submit(increments, frame)
+        figures = _figures(frame, folder)
+        for name in _LONG:
+            SECTIONS[name].tables(frame)
+        if coming is not None:
+            coming.result()
     for section in SECTIONS.values():
         for name, table in section.tables(frame).items():
             if not table.empty:

@@ -37,7 +37,8 @@ def between(
     Z: np.ndarray, others: np.ndarray, num_paired: int, unit: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Parts between other trials and those fitted on, (C, others, n), and each other's own."""
-    cross = _raw(others, Z, num_paired) / unit[:, None, None]
+    cross = _raw(others, Z, num_paired)
+    cross /= unit[:, None, None]
     return cross, _own(others, num_paired) / unit[:, None]
 
 

@@ -14,7 +14,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
-from pipeline import plain_file, records
+from pipeline import plain_file, reading, records
+from pipeline.reading import File
 from pipeline.records import TrialRecord
 from pipeline.store import (
     Entry,
@@ -186,9 +187,10 @@ class FolderStore:
     def records(self, name: str) -> Iterator[TrialRecord]:
         """All trials' files."""
         self.sweep(name)
-        for path in sorted((self.root / name / "trials").glob("*.parquet")):
+        paths = sorted((self.root / name / "trials").glob("*.parquet"))
+        for path in paths:
             self._number(path)
-            yield records.read(path)
+        yield from reading.read_all([File(path) for path in paths])
 
     def record(self, name: str, number: int) -> TrialRecord:
         """One trial's file."""

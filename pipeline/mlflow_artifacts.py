@@ -14,17 +14,21 @@ class Artifact:
     Args:
         root: the run's `artifact_uri`.
         name: path of the file under it.
+
+    Attributes:
+        local: where it lies in place, or None.
     """
 
     def __init__(self, client: MlflowClient, run_id: str, root: str, name: str) -> None:
         self._client, self._run_id, self._name = client, run_id, name
         parsed = urlparse(root)
-        self._local = Path(unquote(parsed.path)) / name if parsed.scheme in ("", "file") else None
+        is_local = parsed.scheme in ("", "file")
+        self.local = Path(unquote(parsed.path)) / name if is_local else None
         self._folder: tempfile.TemporaryDirectory[str] | None = None
 
     def __enter__(self) -> Path:
-        if self._local is not None:
-            return self._local
+        if self.local is not None:
+            return self.local
         self._folder = tempfile.TemporaryDirectory(prefix="lyapsweep-")
         return Path(self._client.download_artifacts(self._run_id, self._name, self._folder.name))
 

@@ -37,7 +37,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from pipeline import mlflow_artifacts as artifacts
-from pipeline import plain_file, records
+from pipeline import plain_file, reading, records
 from pipeline.mlflow_fields import metrics_of, note, params_of
 from pipeline.mlflow_once import asked_once
 from pipeline.mlflow_place import (
@@ -48,7 +48,8 @@ from pipeline.mlflow_place import (
     sqlite_path,
 )
 from pipeline.mlflow_tags import tagged_runs
-from pipeline.records import FINISHED, RecordError, TrialRecord
+from pipeline.reading import File
+from pipeline.records import FINISHED, TrialRecord
 from pipeline.sqlite_files import fold
 from pipeline.store import (
     Entry,
@@ -82,9 +83,9 @@ _TRIAL_NUMBER = re.compile(r"[0-9]{1,10}")
 # MLflow takes a thousand entries at a time, tags among them.
 _MOST_METRICS = 900
 
-# Files read at once, and how many of them may wait for whoever asks.
-_READERS = 4
-_READ_AHEAD = 64
+# Files fetched at once, and how many of them may wait for whoever asks.
+_FETCHERS = 4
+_FETCHED_AHEAD = 64
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -537,11 +538,20 @@ class MlflowStore:
         self._is_in_doubt = False
 
     def _read_all(self, runs: Sequence[Any]) -> Iterator[TrialRecord]:
-        """In their order, some ahead of the one asked for: decoding and hashing free the GIL."""
-        pool = ThreadPoolExecutor(_READERS, "lyapsweep-read")
+        """In their order; those that lie elsewhere, some ahead of the one asked for."""
+        paths = [self._record_of(run).local for run in runs]
+        files = [
+            File(path, run.data.tags.get(_SHA))
+            for path, run in zip(paths, runs, strict=True)
+            if path is not None
+        ]
+        if len(files) == len(runs):
+            yield from reading.read_all(files)
+            return
+        pool = ThreadPoolExecutor(_FETCHERS, "lyapsweep-fetch")
         try:
-            ahead = deque(pool.submit(self._read, run) for run in runs[:_READ_AHEAD])
-            for run in [*runs[_READ_AHEAD:], *[None] * len(ahead)]:
+            ahead = deque(pool.submit(self._read, run) for run in runs[:_FETCHED_AHEAD])
+            for run in [*runs[_FETCHED_AHEAD:], *[None] * len(ahead)]:
                 record = ahead.popleft().result()
                 if run is not None:
                     ahead.append(pool.submit(self._read, run))
@@ -551,15 +561,12 @@ class MlflowStore:
 
     @_guarded
     def _read(self, run: Any) -> TrialRecord:
+        with self._record_of(run) as path:
+            return reading.read(File(path, run.data.tags.get(_SHA)))
+
+    def _record_of(self, run: Any) -> artifacts.Artifact:
         number = int(run.data.tags[_NUMBER])
-        name = f"trial-{number:05d}.parquet"
-        with self._artifact(run.info.run_id, run.info.artifact_uri, name) as path:
-            expected = run.data.tags.get(_SHA)
-            if not path.is_file():
-                raise RecordError(f"{path}: missing, though its run says {run.info.status}")
-            if expected and hashlib.sha256(path.read_bytes()).hexdigest() != expected:
-                raise RecordError(f"{path}: corrupt, its sha256 is not the one recorded")
-            return records.read(path)
+        return self._artifact(run.info.run_id, run.info.artifact_uri, f"trial-{number:05d}.parquet")
 
     def _artifact(self, run_id: str, root: str, name: str) -> artifacts.Artifact:
         return artifacts.Artifact(self._connect(), run_id, root, name)

@@ -57,6 +57,9 @@ SCHEMA = pa.schema(
     ]
 )
 TIMING_COLUMNS = ("seconds", "time_ms")
+# Whoever reads a file walks through all that is said of its columns: least and largest values,
+# which nobody asks for, and dictionaries of numbers, which hardly repeat, would double that.
+_REPEATING = ["sweep", "quantity", "unit", "details", "axes.list.element", "flags.list.element"]
 
 
 class RecordError(ValueError):
@@ -180,6 +183,8 @@ def write(record: TrialRecord, path: Path) -> None:
                 sink,
                 compression="zstd",
                 write_page_checksum=True,
+                use_dictionary=_REPEATING,
+                write_statistics=False,
             )
             sink.flush()
             os.fsync(sink.fileno())

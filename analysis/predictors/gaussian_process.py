@@ -18,7 +18,7 @@ from analysis.smoothing import Smoother
 MAX_TRIALS = 256  # the kernel grows as n²; of more, so many are drawn
 _MAX_PAIRED = 6
 _NUM_FOLDS = 4
-_BLOCK = 256  # trials foretold at once: their kernel has a part for each term
+_BLOCK = 64  # trials foretold at once: their kernel has a part for each term
 
 
 class GaussianProcess(Predictor):

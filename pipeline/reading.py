@@ -1,0 +1,151 @@
+"""Many record files, in the order they are asked for, by processes beside this one.
+
+Half of the work on a file is Python's, at which the threads of one process take turns. A reader is
+a fresh interpreter, not a fork, which no threads survive. It is told paths and answers with tables
+in Arrow's own format; nothing is unpickled. Both sides learn of the other's end by the end of the
+stream between them. A file that ends its reader is named, and does not end whoever asked.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import pyarrow as pa
+
+from pipeline import plain_file, records
+from pipeline.records import RecordError, TrialRecord
+
+_LEAST = 1_000
+"""Files for one reader, which takes a second to start."""
+_MOST_READERS = 8
+_AHEAD = 8
+# Imports nothing of ours before sys.path is that of whoever asks (see `executors.process`).
+_BOOT = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv[2]); "
+    "from pipeline.reading import answer; answer(int(sys.argv[1]))"
+)
+_TABLE, _WRONG = b"T", b"W"
+
+
+@dataclass(frozen=True)
+class File:
+    """A trial's file, and what its sha256 should be where that is on record."""
+
+    path: Path
+    sha256: str | None = None
+
+
+def read(file: File) -> TrialRecord:
+    """One file. Raises RecordError."""
+    try:
+        if file.sha256:
+            with plain_file.opened(file.path) as source:
+                found = hashlib.sha256(source.read()).hexdigest()
+            if found != file.sha256:
+                raise RecordError(f"{file.path}: corrupt, its sha256 is not the one recorded")
+        return records.read(file.path)
+    except FileNotFoundError:
+        raise RecordError(f"{file.path}: missing, though its trial is on record") from None
+    except OSError as error:
+        raise RecordError(f"{file.path}: cannot be read ({error.strerror or error})") from error
+
+
+def read_all(files: Sequence[File]) -> Iterator[TrialRecord]:
+    """All of them, in their order. Raises RecordError, OSError."""
+    num = min(len(os.sched_getaffinity(0)), len(files) // _LEAST, _MOST_READERS)
+    if num < 2:
+        yield from map(read, files)
+        return
+    readers: list[_Reader] = []
+    try:
+        for _ in range(num):
+            readers.append(_Reader())
+        for place, file in enumerate(files[: num * _AHEAD]):
+            readers[place % num].ask(file)
+        for place in range(len(files)):
+            reader = readers[place % num]
+            yield reader.answer()
+            if place + num * _AHEAD < len(files):
+                reader.ask(files[place + num * _AHEAD])
+    finally:
+        for reader in readers:
+            reader.close()
+
+
+class _Reader:
+    """A process that answers in the order it was asked."""
+
+    def __init__(self) -> None:
+        ours, theirs = socket.socketpair()
+        path = json.dumps([entry for entry in sys.path if entry])
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-c", _BOOT, str(theirs.fileno()), path],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                env=dict(os.environ) | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+            )
+        self._channel = Connection(ours.detach())
+        self._asked = deque[File]()
+
+    def ask(self, file: File) -> None:
+        self._asked.append(file)
+        # Where the reader has ended, the answer that lacks says at which file.
+        with contextlib.suppress(OSError):
+            self._channel.send_bytes(json.dumps([str(file.path), file.sha256]).encode())
+
+    def answer(self) -> TrialRecord:
+        file = self._asked.popleft()
+        try:
+            answer = self._channel.recv_bytes()
+        except (EOFError, OSError):
+            code = self._process.wait()
+            how = f"signal {-code}" if code < 0 else f"exit code {code}"
+            raise RecordError(f"{file.path}: the process that read it ended ({how})") from None
+        kind, content = answer[:1], answer[1:]
+        if kind == _WRONG:
+            raise RecordError(content.decode())
+        table = pa.ipc.open_stream(content).read_all()
+        header = records.header_from_json(table.schema.metadata[records.HEADER_KEY].decode())
+        return TrialRecord(header, table.replace_schema_metadata(None))
+
+    def close(self) -> None:
+        self._channel.close()
+        self._process.kill()
+        self._process.wait()
+
+
+def answer(descriptor: int) -> None:
+    """What a reader runs, until whoever asks hangs up."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the other side ends us.
+    with Connection(descriptor) as channel:
+        while True:
+            try:
+                path, sha256 = json.loads(channel.recv_bytes())
+                channel.send_bytes(_answer(File(Path(path), sha256)))
+            except (EOFError, OSError):
+                return
+
+
+def _answer(file: File) -> bytes:
+    try:
+        record = read(file)
+    except RecordError as error:
+        return _WRONG + str(error).encode(errors="replace")
+    header = json.dumps(asdict(record.header)).encode()
+    table = record.table.replace_schema_metadata({records.HEADER_KEY: header})
+    sink = pa.BufferOutputStream()
+    sink.write(_TABLE)
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return bytes(sink.getvalue())
