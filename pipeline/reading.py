@@ -61,15 +61,19 @@ def read(file: File) -> TrialRecord:
 
 
 def read_all(files: Sequence[File]) -> Iterator[TrialRecord]:
-    """All of them, in their order. Raises RecordError, OSError."""
+    """All of them, in their order. Raises RecordError."""
     num = min(len(os.sched_getaffinity(0)), len(files) // _LEAST, _MOST_READERS)
     if num < 2:
         yield from map(read, files)
         return
     readers: list[_Reader] = []
     try:
-        for _ in range(num):
-            readers.append(_Reader())
+        try:
+            for _ in range(num):
+                readers.append(_Reader())
+        except OSError:  # Here no more processes may be started, or files opened.
+            yield from map(read, files)
+            return
         for place, file in enumerate(files[: num * _AHEAD]):
             readers[place % num].ask(file)
         for place in range(len(files)):
@@ -88,6 +92,7 @@ class _Reader:
     def __init__(self) -> None:
         ours, theirs = socket.socketpair()
         path = json.dumps([entry for entry in sys.path if entry])
+        self._channel = Connection(ours.detach())
         with theirs:
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-c", _BOOT, str(theirs.fileno()), path],
@@ -95,7 +100,6 @@ class _Reader:
                 stdin=subprocess.DEVNULL,
                 env=dict(os.environ) | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
             )
-        self._channel = Connection(ours.detach())
         self._asked = deque[File]()
 
     def ask(self, file: File) -> None:

@@ -42,6 +42,8 @@ class Digits(base.Task):
         validation: share cut from the end of the training images.
         scaling: unit: pixels in [0, 1]. centred: minus the mean over all pixels of the training
             split in use. standardised: and divided by their standard deviation.
+        shift: training images are displaced anew in each epoch, each by at most so many pixels
+            down or up and to a side, both drawn uniformly; what comes in is background.
         """
 
         data: Literal["digits8x8", "mnist"] = "digits8x8"
@@ -49,6 +51,7 @@ class Digits(base.Task):
         batch_size: Annotated[int, Bounds(ge=1)] = 64
         validation: Annotated[float, Bounds(gt=0, lt=1)] = 0.1
         scaling: Literal["unit", "centred", "standardised"] = "standardised"
+        shift: Annotated[int, Bounds(ge=0, le=8)] = 0
 
     input_kind = "vector"
     score_name = "accuracy"
@@ -69,13 +72,14 @@ class Digits(base.Task):
         self.seed = seed
         source = load_mnist() if config.data == "mnist" else _load_digits8x8()
         pixels, labels = _cut(source, config)
-        shift, scale = _scaling(pixels["train"], source.brightest, config.scaling)
+        centre, scale = _scaling(pixels["train"], source.brightest, config.scaling)
+        self._background = -centre / scale
         self.examples = Examples(
             {
                 split: torch.tensor(values)
                 .to(device, dtype)
                 .div_(source.brightest)
-                .sub_(shift)
+                .sub_(centre)
                 .div_(scale)
                 for split, values in pixels.items()
             },
@@ -91,7 +95,21 @@ class Digits(base.Task):
     def training_batches(self, epoch: int) -> Iterator[Batch]:
         """All training images, shuffled anew each epoch; the last batch may be smaller."""
         order = generator_for(self.seed, "order", epoch)
-        return self.examples.shuffled(self.config.batch_size, order)
+        batches = self.examples.shuffled(self.config.batch_size, order)
+        if not self.config.shift:
+            return batches
+        displacing = generator_for(self.seed, "shift", epoch)
+        return (Batch(self._displaced(b.inputs, displacing), b.targets) for b in batches)
+
+    def _displaced(self, inputs: Tensor, generator: torch.Generator) -> Tensor:
+        """Images (B, I), each by a displacement of its own."""
+        most, side = self.config.shift, math.isqrt(self.input_size)
+        images = inputs.view(-1, side, side)
+        wide = torch.nn.functional.pad(images, (most,) * 4, value=self._background)
+        drawn = torch.randint(2 * most + 1, (2, len(images), 1), generator=generator)
+        rows, columns = drawn.to(inputs.device) + torch.arange(side, device=inputs.device)
+        at = (rows[:, :, None] * wide.shape[2] + columns[:, None, :]).flatten(1)
+        return wide.flatten(1).gather(1, at)
 
     def batches(self, split: Split) -> Iterator[Batch]:
         """A whole split in the order of its files."""

@@ -68,6 +68,14 @@ def test_few_are_read_here(files, started):
     assert started == []
 
 
+def test_all_are_read_here_where_no_process_can_be_started(files, monkeypatch):
+    def refuses(*_, **__):
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(reading.subprocess, "Popen", refuses)
+    assert [r.header.trial for r in reading.read_all(files)] == list(range(NUM))
+
+
 def test_readers_end_with_whoever_asked(files, started):
     answers = reading.read_all(files)
     assert next(answers).header.trial == 0

@@ -91,6 +91,39 @@ def test_labels_stay_with_their_images():
         assert batch.targets.tolist() == labels
 
 
+@pytest.mark.parametrize("scaling", ["unit", "standardised"])
+def test_training_images_are_displaced_by_as_much_as_was_asked(scaling):
+    plain, moved = (make(batch_size=50, scaling=scaling, shift=shift) for shift in (0, 2))
+    background = float(plain.examples.inputs["train"].min())  # Zero pixels: there are some.
+    seen = torch.zeros(5, 5)
+    for before, after in zip(plain.training_batches(1), moved.training_batches(1), strict=True):
+        assert torch.equal(after.targets, before.targets)
+        assert after.inputs.shape == before.inputs.shape
+        wide = torch.full((len(before.inputs), 12, 12), background)
+        wide[:, 2:10, 2:10] = before.inputs.view(-1, 8, 8)
+        every = [wide[:, r : r + 8, c : c + 8].flatten(1) for r in range(5) for c in range(5)]
+        gap = torch.stack([(one - after.inputs).abs().amax(1) for one in every])
+        assert bool((gap.min(0).values < 1e-6).all())
+        seen += torch.bincount(gap.argmin(0), minlength=25).view(5, 5)
+    share = seen / seen.sum()
+    assert bool(((share - 1 / 25).abs() < 0.02).all())
+
+
+def test_displacements_are_of_the_epoch_and_of_training_alone():
+    plain, task = make(), make(shift=1)
+    first, again, second = (
+        torch.cat([b.inputs for b in task.training_batches(epoch)]) for epoch in (1, 1, 2)
+    )
+    assert torch.equal(first, again)
+    order = [torch.cat([b.inputs for b in plain.training_batches(epoch)]) for epoch in (1, 2)]
+    assert not torch.equal(first, order[0])
+    assert not torch.equal(second, order[1])
+    for split in ("validation", "test"):
+        for a, b in zip(task.batches(split), plain.batches(split), strict=True):
+            assert torch.equal(a.inputs, b.inputs)
+    assert task.fingerprint == plain.fingerprint
+
+
 def test_loss_and_accuracy_follow_their_definitions():
     task = make()
     outputs_N = torch.zeros(2, 3, 10, dtype=torch.float64)
