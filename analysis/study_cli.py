@@ -46,8 +46,10 @@ def reproduce(
 
     chosen = [studies.load(name, scale, seeds) for name in _chosen(study)]
     if only_plan:
-        for settings in chosen:
-            _plan(settings)
+        unplanned = [settings.name for settings in chosen if not _plan(settings)]
+        if unplanned:
+            typer.echo(f"not planned whole: {', '.join(unplanned)}", err=True)
+            raise typer.Exit(FAILED)
         return
     from analysis import gallery
     from pipeline.store import open_store
@@ -120,18 +122,27 @@ def _carry_out(settings: "Settings", store: "Store", out: Path) -> bool:
     return True
 
 
-def _plan(settings: "Settings") -> None:
+def _plan(settings: "Settings") -> bool:
+    """Shows settings and costs; False where those of a part are not to be had, with a word."""
     from dataclasses import asdict
 
     from analysis.words import count
     from pipeline import planning
+    from pipeline.rehearsal import RehearsalError
+    from tasks.base import MissingDataError, UnsuitableError
 
     typer.echo(f"{settings.name}: {settings.scale} scale, {count(settings.seeds, 'seed')}")
     for key, value in asdict(settings.config).items():
         typer.echo(f"  {key}: {value}")
     if not settings.sweeps:
         typer.echo("  trains nothing")
+    is_whole = True
     for part, config in settings.sweeps.items():
         typer.echo(f"{settings.name}, sweep {part}:")
-        for line in planning.describe(config):
-            typer.echo(f"  {line}")
+        try:
+            for line in planning.describe(config):
+                typer.echo(f"  {line}")
+        except (RehearsalError, UnsuitableError, MissingDataError) as error:
+            typer.echo(f"{settings.name}, sweep {part}: {error}", err=True)
+            is_whole = False
+    return is_whole
