@@ -1,9 +1,8 @@
 """Many record files, in the order they are asked for, by processes beside this one.
 
 Half of the work on a file is Python's, at which the threads of one process take turns. A reader is
-a fresh interpreter, not a fork, which no threads survive. It is told paths and answers with tables
-in Arrow's own format; nothing is unpickled. Both sides learn of the other's end by the end of the
-stream between them. A file that ends its reader is named, and does not end whoever asked.
+a fresh interpreter that is told paths and answers with tables in Arrow's own format; nothing is
+unpickled. A file that ends its reader is named, and does not end whoever asked.
 """
 
 import contextlib
@@ -11,9 +10,6 @@ import hashlib
 import json
 import os
 import signal
-import socket
-import subprocess
-import sys
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -23,17 +19,13 @@ from pathlib import Path
 import pyarrow as pa
 
 from pipeline import plain_file, records
+from pipeline.interpreter import THREAD_VARIABLES, start
 from pipeline.records import RecordError, TrialRecord
 
 _LEAST = 1_000
 """Files for one reader, which takes a second to start."""
 _MOST_READERS = 8
 _AHEAD = 8
-# Imports nothing of ours before sys.path is that of whoever asks (see `executors.process`).
-_BOOT = (
-    "import json, sys; sys.path[:] = json.loads(sys.argv[2]); "
-    "from pipeline.reading import answer; answer(int(sys.argv[1]))"
-)
 _TABLE, _WRONG = b"T", b"W"
 
 
@@ -63,17 +55,11 @@ def read(file: File) -> TrialRecord:
 def read_all(files: Sequence[File]) -> Iterator[TrialRecord]:
     """All of them, in their order. Raises RecordError."""
     num = min(len(os.sched_getaffinity(0)), len(files) // _LEAST, _MOST_READERS)
-    if num < 2:
+    readers = _started(num) if num > 1 else []
+    if not readers:
         yield from map(read, files)
         return
-    readers: list[_Reader] = []
     try:
-        try:
-            for _ in range(num):
-                readers.append(_Reader())
-        except OSError:  # Here no more processes may be started, or files opened.
-            yield from map(read, files)
-            return
         for place, file in enumerate(files[: num * _AHEAD]):
             readers[place % num].ask(file)
         for place in range(len(files)):
@@ -86,20 +72,25 @@ def read_all(files: Sequence[File]) -> Iterator[TrialRecord]:
             reader.close()
 
 
+def _started(num: int) -> list["_Reader"]:
+    """So many; none where no more processes may be started."""
+    readers: list[_Reader] = []
+    try:
+        for _ in range(num):
+            readers.append(_Reader())
+    except OSError:
+        for reader in readers:
+            reader.close()
+        return []
+    return readers
+
+
 class _Reader:
     """A process that answers in the order it was asked."""
 
     def __init__(self) -> None:
-        ours, theirs = socket.socketpair()
-        path = json.dumps([entry for entry in sys.path if entry])
-        self._channel = Connection(ours.detach())
-        with theirs:
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", "-c", _BOOT, str(theirs.fileno()), path],
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                env=dict(os.environ) | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
-            )
+        one_thread = dict.fromkeys(THREAD_VARIABLES, "1")
+        self._process, self._channel = start(__name__, environment=one_thread)
         self._asked = deque[File]()
 
     def ask(self, file: File) -> None:
@@ -111,12 +102,12 @@ class _Reader:
     def answer(self) -> TrialRecord:
         file = self._asked.popleft()
         try:
-            answer = self._channel.recv_bytes()
+            said = self._channel.recv_bytes()
         except (EOFError, OSError):
             code = self._process.wait()
             how = f"signal {-code}" if code < 0 else f"exit code {code}"
             raise RecordError(f"{file.path}: the process that read it ended ({how})") from None
-        kind, content = answer[:1], answer[1:]
+        kind, content = said[:1], said[1:]
         if kind == _WRONG:
             raise RecordError(content.decode())
         table = pa.ipc.open_stream(content).read_all()
@@ -129,7 +120,7 @@ class _Reader:
         self._process.wait()
 
 
-def answer(descriptor: int) -> None:
+def work(descriptor: int) -> None:
     """What a reader runs, until whoever asks hangs up."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the other side ends us.
     with Connection(descriptor) as channel:

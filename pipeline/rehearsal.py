@@ -16,9 +16,7 @@ import dataclasses
 import gc
 import json
 import os
-import socket
 import subprocess
-import sys
 import tempfile
 import time
 import traceback
@@ -33,8 +31,8 @@ from pipeline.config import SweepConfig, check
 from pipeline.creating import create
 from pipeline.estimate import Driving
 from pipeline.executors.base import Event, Reached, Stopped
-from pipeline.executors.process import THREAD_VARIABLES
 from pipeline.home import Home
+from pipeline.interpreter import THREAD_VARIABLES, start
 from pipeline.plan import Cohort
 from pipeline.practice import Memory, Pace, Practice, memory
 from pipeline.preflight import preflight, typical_cohort
@@ -44,8 +42,6 @@ from pipeline.store import open_store, store_uri
 from pipeline.sweep import Driver
 from pipeline.train import Rung, build
 
-_BOOT = "import json, sys; sys.path[:] = json.loads(sys.argv[2]); from {module} import work; "
-_BOOT += "work(int(sys.argv[1]))"
 # Trials that the driver records, and the most epochs of which it is told.
 _RECORDED, _MOST_EPOCHS = 16, 60
 
@@ -330,19 +326,9 @@ _Hand = tuple["subprocess.Popen[bytes]", Connection]
 @contextlib.contextmanager
 def _launched(module: str, environment: dict[str, str]) -> Iterator[_Hand]:
     """A fresh interpreter that runs `work` of a module, and the channel to it."""
-    ours, theirs = socket.socketpair()
-    path = json.dumps([entry for entry in sys.path if entry])
-    with theirs:
-        process = subprocess.Popen(
-            [sys.executable, "-P", "-c", _BOOT.format(module=module), str(theirs.fileno()), path],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            env=dict(os.environ) | environment,
-            pass_fds=[theirs.fileno()],
-        )
+    process, channel = start(module, environment=environment, output=subprocess.DEVNULL)
     try:
-        with Connection(ours.detach()) as channel:
+        with channel:
             yield process, channel
     finally:
         process.kill()

@@ -1,9 +1,8 @@
 """Trains in processes of our own on this machine, that live as long as the sweep.
 
-A worker is a fresh interpreter, not a fork: neither torch's threads nor CUDA survive one. It is
-joined to the driver by a pair of sockets, so nothing listens anywhere, and either side learns of
-the other's death at once: the driver by the end of the stream, the worker by a hang-up, at which
-it ends in the middle of whatever it does.
+A worker is a fresh interpreter (`pipeline.interpreter`). Either side learns of the other's death at
+once: the driver by the end of the stream, the worker by a hang-up, at which it ends in the middle
+of whatever it does.
 
 A worker trains on from rung to rung without being asked, and looks for a message between two
 rungs only: a driver that is busy recording does not hold it up. What it sends is numbered by the
@@ -11,13 +10,10 @@ call it answers, so that rungs of an abandoned cohort, still on their way, are k
 """
 
 import contextlib
-import json
 import os
 import select
 import signal
-import socket
 import subprocess
-import sys
 import tempfile
 import threading
 from collections.abc import Collection, Iterator
@@ -28,17 +24,10 @@ from typing import IO, Any, Literal
 from pipeline.executors.base import Event, ExecutorError, Lost, Raised, Reached, Stopped
 from pipeline.executors.crew import Crew
 from pipeline.executors.packages import import_conflict, parent_of
+from pipeline.interpreter import THREAD_VARIABLES, start
 from pipeline.plan import Cohort
 from pipeline.train import Rung
 from pipeline.worker import CohortError, Worker
-
-# Imports nothing of ours before sys.path is the driver's: with -P, and without '', a stray
-# tasks.py in the working folder hides none of ours.
-_BOOT = (
-    "import json, sys; sys.path[:] = json.loads(sys.argv[2]); "
-    "from pipeline.executors.process import work; work(int(sys.argv[1]), sys.argv[3])"
-)
-THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 @dataclass
@@ -150,30 +139,19 @@ class ProcessExecutor(Crew[_Hand]):
             yield Stopped(cohort)
 
     def _new_hand(self) -> _Hand:
-        ours, theirs = socket.socketpair()
-        path = [entry for entry in sys.path if entry]
-        environment = dict(os.environ) | dict.fromkeys(THREAD_VARIABLES, str(self._threads))
+        environment = dict.fromkeys(THREAD_VARIABLES, str(self._threads))
         if self._gpus:
             gpu = self._gpus[self._num_started % len(self._gpus)]
             environment["CUDA_VISIBLE_DEVICES"] = gpu
         self._num_started += 1
         said = tempfile.TemporaryFile()  # noqa: SIM115 - kept until the worker is buried
-        words = [str(theirs.fileno()), json.dumps(path), str(parent_of("pipeline"))]
-        with theirs:
-            try:
-                process = subprocess.Popen(
-                    [sys.executable, "-P", "-c", _BOOT, *words],
-                    stdin=subprocess.DEVNULL,
-                    stdout=said,
-                    stderr=said,
-                    env=environment,
-                    pass_fds=[theirs.fileno()],
-                )
-            except OSError as error:
-                ours.close()
-                said.close()
-                raise ExecutorError(f"no worker process can be started ({error})") from error
-        hand = _Hand(process, Connection(ours.detach()), said)
+        parent = str(parent_of("pipeline"))
+        try:
+            process, channel = start(__name__, parent, environment=environment, output=said)
+        except OSError as error:
+            said.close()
+            raise ExecutorError(f"no worker process can be started ({error})") from error
+        hand = _Hand(process, channel, said)
         if self._warm is not None:
             _send(hand, "warm", self._warm)
         return hand

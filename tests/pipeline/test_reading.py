@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from pipeline import reading, records
+from pipeline import interpreter, reading, records
 from pipeline.reading import File
 from pipeline.records import RecordError
 from pipeline.store import open_store
@@ -72,7 +72,7 @@ def test_all_are_read_here_where_no_process_can_be_started(files, monkeypatch):
     def refuses(*_, **__):
         raise BlockingIOError(11, "Resource temporarily unavailable")
 
-    monkeypatch.setattr(reading.subprocess, "Popen", refuses)
+    monkeypatch.setattr(interpreter.subprocess, "Popen", refuses)
     assert [r.header.trial for r in reading.read_all(files)] == list(range(NUM))
 
 
@@ -115,8 +115,8 @@ def test_a_file_that_ends_its_reader_is_named(files, started, monkeypatch, how):
         "import os; from pipeline import records; genuine = records.read; "
         f"records.read = lambda p: {how} if p.name == 'trial-00009.parquet' else genuine(p); "
     )
-    boot = reading._BOOT.replace("from pipeline.reading", f"{crashes}from pipeline.reading")
-    monkeypatch.setattr(reading, "_BOOT", boot)
+    boot = interpreter._BOOT.replace("from {module}", f"{crashes}from {{module}}")
+    monkeypatch.setattr(interpreter, "_BOOT", boot)
     answers = reading.read_all(files)
     assert [next(answers).header.trial for _ in range(9)] == list(range(9))
     law = "signal 11" if "kill" in how else "exit code 3"
