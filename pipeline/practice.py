@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import torch
 from torch import Tensor
@@ -28,7 +28,7 @@ from pipeline.diagnostics.base import Diagnostic, DiagnosticConfig, Moment
 from pipeline.plan import Choice, Cohort
 from pipeline.rows import Row
 from pipeline.train import Rung, build, diagnostics_of, load_task, train
-from tasks.base import Batch, Split, Task
+from tasks.base import Batch, Bounds, Split, Task
 
 # Settings that say on how many independent inputs a measurement is taken: its cost is theirs.
 _COUNTS = ("sequences", "probes", "examples")
@@ -212,8 +212,7 @@ def _expected(cohort: Cohort, task: Task, most: float) -> float | None:
     (choice,) = cohort.measure
     name = next((name for name in _COUNTS if hasattr(choice.config, name)), None)
     count = 1 if name is None else getattr(choice.config, name)
-    # Probes give quantiles, of which one alone has none.
-    members, inputs = 1, min(count, 2) if name == "probes" else 1
+    members, inputs = 1, 1 if name is None else _fewest(choice.config, name)
     units = len(cohort.trials) * count
     before: tuple[int, float] | None = None
     while True:
@@ -236,6 +235,12 @@ def _expected(cohort: Cohort, task: Task, most: float) -> float | None:
             inputs = min(count, _GROWTH * inputs)
         else:
             members = min(len(cohort.trials), _GROWTH * members)
+
+
+def _fewest(config: Any, name: str) -> int:
+    """The least that a setting of whole numbers may be, 1 where it has no bound of its own."""
+    marks = get_args(get_type_hints(type(config), include_extras=True)[name])[1:]
+    return int(next((m.ge for m in marks if isinstance(m, Bounds) and m.ge is not None), 1))
 
 
 def _seconds_of(cohort: Cohort, task: Task) -> float:

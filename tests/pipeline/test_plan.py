@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import catalog
+from pipeline import catalog, practice
 from pipeline.estimate import Driving, Known, Load, forecast, load_of, memory_of
 from pipeline.optim import Trainer
 from pipeline.plan import Choice, Cohort, Limits, TrialSpec, plan, shape_key
@@ -22,8 +22,10 @@ from pipeline.regularisers.flossing import Flossing
 from pipeline.regularisers.smoothness import Smoothness
 from pipeline.train import load_task, train
 from tasks.base import per_member_fields, seed_for
+from tasks.delayed_recall import DelayedRecall
 from tasks.networks.lstm import LSTM
 from tasks.networks.mlp import MLP
+from tasks.networks.rnn import RNN
 from tasks.planar import Planar
 
 PLANAR = Choice("planar", Planar.Config(points=200))
@@ -281,6 +283,28 @@ def test_a_practice_counts_up_to_the_whole():
     assert deepest / 4 < pace.training + pace.measuring < 4 * deepest
     assert {"train_loss", "val_loss"} <= {row.quantity for row in pace.after}
     assert any(row.quantity.startswith("ftle") for row in pace.before)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("gradient_alignment", {"sequences": 16}),
+        ("gradient_norm", {"examples": 16}),
+        ("input_ftle", {"sequences": 16}),
+        ("lyapunov_spectrum", {"sequences": 16, "k": 4}),
+    ],
+)
+def test_readings_too_dear_to_be_whole_are_tasted(name, settings, monkeypatch):
+    # Measured on a part that their own bounds allow, as small as it may be: nothing is that cheap.
+    monkeypatch.setattr(practice, "_CHEAP", 0.0)
+    config = catalog.load("diagnostics", name).Config(at=(0, 1), **settings)
+    trial = dataclasses.replace(
+        spec(0, epochs=2),
+        task=Choice("delayed_recall", DelayedRecall.Config(symbols=3, steps=8, updates=2)),
+        network=Choice("rnn", RNN.Config(units=12)),
+    )
+    cohort = Cohort(sweep_seed=0, measure=(Choice(name, config),), trials=(trial,))
+    assert pace_of(cohort, load_task(cohort), 1e-6).measuring > 0
 
 
 def _seconds(cohort, task):
