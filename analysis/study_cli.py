@@ -1,5 +1,6 @@
 """The command `reproduce`: the papers' experiments by name, and their gallery."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -33,6 +34,10 @@ def reproduce(
         bool,
         typer.Option("--plan", help="Show the settings and what they would cost; run nothing."),
     ] = False,
+    costs: Annotated[
+        Path | None,
+        typer.Option(help="With --plan: a Markdown file for the costs of all sweeps in one table."),
+    ] = None,
     store: StoreOption = None,
 ) -> None:
     """Carry out experiments of published papers and say of each claim whether it holds here.
@@ -44,12 +49,11 @@ def reproduce(
     """
     from analysis.studies import settings as studies
 
+    if costs is not None and not only_plan:
+        raise typer.BadParameter("is for --plan", param_hint="--costs")
     chosen = [studies.load(name, scale, seeds) for name in _chosen(study)]
     if only_plan:
-        unplanned = [settings.name for settings in chosen if not _plan(settings)]
-        if unplanned:
-            typer.echo(f"not planned whole: {', '.join(unplanned)}", err=True)
-            raise typer.Exit(FAILED)
+        _plan(study, scale, chosen, costs)
         return
     from analysis import gallery
     from pipeline.store import open_store
@@ -122,27 +126,37 @@ def _carry_out(settings: "Settings", store: "Store", out: Path) -> bool:
     return True
 
 
-def _plan(settings: "Settings") -> bool:
-    """Shows settings and costs; False where those of a part are not to be had, with a word."""
+def _plan(word: str, scale: str, chosen: Sequence["Settings"], file: Path | None) -> None:
+    """Shows settings and costs; what is not to be had is said, and ends with code 1."""
     from dataclasses import asdict
 
+    from analysis.studies.costs import PartCosts, costs_of, table
     from analysis.words import count
-    from pipeline import planning
-    from pipeline.rehearsal import RehearsalError
-    from tasks.base import MissingDataError, UnsuitableError
 
-    typer.echo(f"{settings.name}: {settings.scale} scale, {count(settings.seeds, 'seed')}")
-    for key, value in asdict(settings.config).items():
-        typer.echo(f"  {key}: {value}")
-    if not settings.sweeps:
-        typer.echo("  trains nothing")
-    is_whole = True
-    for part, config in settings.sweeps.items():
-        typer.echo(f"{settings.name}, sweep {part}:")
-        try:
-            for line in planning.describe(config):
-                typer.echo(f"  {line}")
-        except (RehearsalError, UnsuitableError, MissingDataError) as error:
-            typer.echo(f"{settings.name}, sweep {part}: {error}", err=True)
-            is_whole = False
-    return is_whole
+    if file is not None and not file.parent.is_dir():
+        raise typer.BadParameter(
+            f"must lie in a folder that is there; {file.parent} is not", param_hint="--costs"
+        )
+    found: list[PartCosts] = []
+    for settings in chosen:
+        typer.echo(f"{settings.name}: {settings.scale} scale, {count(settings.seeds, 'seed')}")
+        for key, value in asdict(settings.config).items():
+            typer.echo(f"  {key}: {value}")
+        if not settings.sweeps:
+            typer.echo("  trains nothing")
+        for part in settings.sweeps:
+            typer.echo(f"{settings.name}, sweep {part}:")
+            for line in costs_of(settings, part):
+                if isinstance(line, str):
+                    typer.echo(f"  {line}")
+                    continue
+                found.append(line)
+                if line.costs is None:
+                    typer.echo(f"{settings.name}, sweep {part}: {line.why}", err=True)
+    if file is not None:
+        file.write_text(table(word, scale, chosen, found), encoding="utf-8")
+        typer.echo(str(file))
+    unplanned = dict.fromkeys(part.study for part in found if part.costs is None)
+    if unplanned:
+        typer.echo(f"not planned whole: {', '.join(unplanned)}", err=True)
+        raise typer.Exit(FAILED)

@@ -275,7 +275,7 @@ def list_(
         known = sorted({*catalog.kinds(), "samplers", "pruners", "data"})
         raise typer.BadParameter(f"no kind {kind!r}; there are {', '.join(known)}")
     if name is not None:
-        from pipeline.planning import settings_of
+        from pipeline.listing import settings_of
 
         print_table(("setting", "default", "what it may be"), settings_of(catalog.load(kind, name)))
         return
@@ -293,7 +293,7 @@ def _list_pruners(name: str | None) -> None:
         known = ", ".join(pruning.names())
         raise catalog.UnknownNameError(f"no pruner {name!r}; there are {known}")
     if name != pruning.NONE:
-        from pipeline.planning import settings_of
+        from pipeline.listing import settings_of
 
         rows = settings_of(pruning.pruner_type(name))
         print_table(("setting", "default", "what it may be"), rows)

@@ -1,11 +1,9 @@
 """`lyapsweep plan`: what a sweep would do, in words. Asks the sampler without a database."""
 
 import dataclasses
-import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from types import UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from dataclasses import dataclass
 
 import torch
 
@@ -15,10 +13,10 @@ from pipeline.estimate import Forecast, Known, Load, forecast, load_of, memory_o
 from pipeline.plan import Cohort, plan, shape_key
 from pipeline.preflight import preflight
 from pipeline.progress import duration
-from pipeline.rehearsal import Rehearsal, rehearse
+from pipeline.rehearsal import rehearse
 from pipeline.sizing import settled
 from pipeline.train import build, load_task
-from tasks.base import Bounds, Task
+from tasks.base import Task
 
 # Cohorts practised, and seconds for all of them.
 _MOST_PRACTISED, _SECONDS = 6, 5.0
@@ -34,129 +32,193 @@ def batches_of(config: SweepConfig) -> list[list[Cohort]]:
     return [plan(specs, config.limits) for specs in batches]
 
 
-def settings_of(plugin: type[Any]) -> list[tuple[str, str, str]]:
-    """(setting, default, admissible values) of a plug-in."""
-    hints = get_type_hints(plugin.Config, include_extras=True)
-    found = []
-    for field in dataclasses.fields(plugin.Config):
-        has_default = field.default is not dataclasses.MISSING
-        default = json.dumps(field.default) if has_default else "must be given"
-        found.append((field.name, default, _admissible(hints[field.name])))
-    return found
+@dataclass(frozen=True)
+class Costs:
+    """What a sweep takes on this machine, by a rehearsal.
+
+    Attributes:
+        parameters: fewest and most of a network.
+        times: by the clock, and of all workers together.
+        training: of all workers together, in seconds: updates and evaluation.
+        memory: of all processes, in bytes; libraries that they share count once.
+        driver, worker, libraries: of one process, without the libraries, and these.
+        device: of one worker on its GPU.
+        num_workers: processes beside the driver; 0 where it trains itself.
+        is_bound: that trials may leave early, so that all may take less.
+        on_ray: that Ray's own start comes to it.
+    """
+
+    parameters: tuple[int, int]
+    times: Forecast
+    training: float
+    memory: int
+    driver: int
+    worker: int
+    libraries: int
+    device: int
+    num_workers: int
+    is_bound: bool
+    on_ray: bool
+
+    def lines(self) -> Iterator[str]:
+        """For a person."""
+        times = self.times
+        yield f"weights   {self.weights} a network"
+        yield (
+            f"cost      about {duration(times.working)} of worker time here, measuring "
+            f"{(times.working - self.training) / max(1e-9, self.training):.1%} of training time"
+        )
+        word = "at most about" if self.is_bound else "about"
+        parts = (
+            ("start", times.start),
+            ("training", times.training),
+            ("measuring", times.measuring),
+            ("recording", times.recording),
+        )
+        listed = ", ".join(f"{name} {duration(seconds)}" for name, seconds in parts)
+        more = "; Ray's own start not included" if self.on_ray else ""
+        yield f"time      {word} {duration(times.total)} here ({listed}{more})"
+        memory = f"memory    about {size(self.memory)}: driver {size(self.driver)}"
+        if self.num_workers:
+            workers = f"{self.num_workers} worker{'s' if self.num_workers > 1 else ''}"
+            each = " each" if self.num_workers > 1 else ""
+            yield (
+                f"{memory}, {workers} of {size(self.worker)}{each}, libraries they share "
+                f"{size(self.libraries)}"
+            )
+        else:
+            yield f"{memory}, libraries {size(self.libraries)}"
+        if self.device:
+            yield f"GPU       about {size(self.device)} a worker"
+
+    @property
+    def weights(self) -> str:
+        """`1,234`, or `1,234 to 5,678` where networks differ."""
+        return " to ".join(f"{p:,}" for p in sorted(set(self.parameters)))
 
 
-def _admissible(hint: Any) -> str:
-    if get_origin(hint) is Annotated:
-        inner, *marks = get_args(hint)
-        words = [_admissible(inner)]
-        for mark in marks:
-            if isinstance(mark, Bounds):
-                bounds = {">=": mark.ge, ">": mark.gt, "<=": mark.le, "<": mark.lt}
-                words += [f"{sign} {b:g}" for sign, b in bounds.items() if b is not None]
-        return " ".join(words)
-    if get_origin(hint) is Literal:
-        return " | ".join(map(str, get_args(hint)))
-    if get_origin(hint) in (Union, UnionType):
-        parts = [a for a in get_args(hint) if a is not type(None)]
-        suffix = " | null" if len(parts) < len(get_args(hint)) else ""
-        return " | ".join(_admissible(a) for a in parts) + suffix
-    if get_origin(hint) is tuple:
-        return f"list of {_admissible(get_args(hint)[0])}"
-    names = {int: "whole number", float: "number", bool: "true | false", str: "text"}
-    return names.get(hint, str(hint))
+class SweepPlan:
+    """What a sweep would do; raises what `pipeline.preflight.preflight` raises.
+
+    Attributes:
+        config: with the cohort size that a sweep would choose.
+        batches: the cohorts, as they would be asked for.
+    """
+
+    def __init__(self, config: SweepConfig) -> None:
+        preflight(config)
+        self._asked, self.config = config, settled(config)
+        self.batches = batches_of(self.config)
+
+    @property
+    def cohorts(self) -> list[Cohort]:
+        """Of all batches."""
+        return [cohort for batch in self.batches for cohort in batch]
+
+    def epochs(self) -> str:
+        """`10`, or `10 to 20` where trials differ."""
+        found = sorted({cohort.trials[0].trainer.epochs for cohort in self.cohorts})
+        return str(found[0]) if len(found) == 1 else f"{found[0]} to {found[-1]}"
+
+    def settings(self) -> Iterator[str]:
+        """Lines for a person."""
+        config, tree = self.config, self.config.tree
+        steered = "steered by results" if config.sampler.is_adaptive else "not steered by results"
+        yield f"task      {tree['task']['name']}"
+        yield f"network   {tree['network']['name']}"
+        yield f"trials    {config.trials}, sampler {config.sampler.name} ({steered})"
+        varied = "" if config.space else ": nothing varies"
+        yield f"space     {len(config.space)} dimensions{varied}"
+        for path, r in config.space.items():
+            yield f"          {path}: {r}"
+        sizes = Counter(len(c.trials) for c in self.cohorts)
+        listed = ", ".join(f"{n} of {size}" for size, n in sorted(sizes.items(), reverse=True))
+        most = config.execution.cohort_size
+        chosen = "" if self._asked.is_settled else f", at most {most} by measurement"
+        yield f"cohorts   {len(self.cohorts)} ({listed} trials{chosen})"
+        yield f"epochs    {self.epochs()} each"
+        if config.judge is not None:
+            rungs = ", ".join(map(str, sorted(config.judge.rungs))) or "none"
+            yield f"pruner    {config.pruner.name}, decides after epochs {rungs}"
+        for choice in config.measure:
+            at = getattr(choice.config, "at", None)
+            when = (
+                "after every epoch, and before"
+                if at is None
+                else f"at epochs {', '.join(map(str, at))}"
+            )
+            yield f"measure   {choice.name} {when}"
+        slots, threads = config.execution.num_workers, config.execution.num_threads
+        yield (f"executor  {config.execution.executor}, {slots} at a time, {threads} threads each")
+        if slots * threads > cores():
+            yield (
+                f"warning   {slots} workers of {threads} threads hinder one another on {cores()} "
+                "cores; leave execution.threads out"
+            )
+
+    def costs(self) -> Costs | None:
+        """By a rehearsal of some seconds; None where this machine lacks the GPU it would need.
+
+        Raises RehearsalError.
+        """
+        config = self.config
+        execution, is_adaptive = config.execution, config.sampler.is_adaptive
+        kind = torch.device(execution.device).type
+        if kind == "cuda" and not torch.cuda.is_available():
+            return None
+        slots, cohorts = execution.num_workers, self.cohorts
+        at_once = min(slots, max(map(len, self.batches)) if is_adaptive else len(cohorts))
+        chosen = to_practise(cohorts)
+        found = rehearse(self._asked, config, chosen, num_workers=at_once, seconds=_SECONDS)
+        known = [
+            Known(shape_key(cohort.trials[0]), pace.num_parameters, load)
+            for cohort, pace in zip(chosen, found.paces, strict=True)
+            for load in [Load(pace.members, pace.training, pace.measuring)]
+        ]
+        sizes = _parameters(cohorts, known)
+        loads = [
+            [
+                load_of(shape_key(c.trials[0]), sizes[shape_key(c.trials[0])], len(c.trials), known)
+                for c in batch
+            ]
+            for batch in self.batches
+        ]
+        is_inline = execution.executor == "inline"
+        libraries = max(found.driver.libraries, found.busy.libraries)
+        driver = found.driver.own
+        workers = [found.busy.own] * at_once + [found.idle.own] * (slots - at_once)
+        if is_inline:
+            driver += found.busy.own - found.idle.own
+            workers = []
+        return Costs(
+            parameters=(min(sizes.values()), max(sizes.values())),
+            times=forecast(
+                loads, found.driving, slots=slots, waits=is_adaptive, is_inline=is_inline
+            ),
+            training=sum(load.training for batch in loads for load in batch),
+            memory=memory_of(driver, workers, libraries),
+            driver=driver,
+            worker=found.busy.own,
+            libraries=libraries,
+            device=found.busy.device,
+            num_workers=len(workers),
+            is_bound=config.judge is not None,
+            on_ray=execution.executor == "ray",
+        )
 
 
 def describe(config: SweepConfig, *, calibrate: bool = True) -> Iterator[str]:
-    """Lines for a person. Raises what `pipeline.preflight.preflight` raises."""
-    preflight(config)
-    asked, is_measured, config = config, not config.is_settled, settled(config)
-    batches = batches_of(config)
-    cohorts = [cohort for batch in batches for cohort in batch]
-    tree, execution = config.tree, config.execution
-    steered = "steered by results" if config.sampler.is_adaptive else "not steered by results"
-    yield f"task      {tree['task']['name']}"
-    yield f"network   {tree['network']['name']}"
-    yield f"trials    {config.trials}, sampler {config.sampler.name} ({steered})"
-    yield f"space     {len(config.space)} dimensions" + ("" if config.space else ": nothing varies")
-    for path, r in config.space.items():
-        yield f"          {path}: {r}"
-    sizes = Counter(len(c.trials) for c in cohorts)
-    listed = ", ".join(f"{n} of {size}" for size, n in sorted(sizes.items(), reverse=True))
-    chosen = f", at most {execution.cohort_size} by measurement" if is_measured else ""
-    yield f"cohorts   {len(cohorts)} ({listed} trials{chosen})"
-    epochs = sorted({c.trials[0].trainer.epochs for c in cohorts})
-    span = str(epochs[0]) if len(epochs) == 1 else f"{epochs[0]} to {epochs[-1]}"
-    yield f"epochs    {span} each"
-    if config.judge is not None:
-        rungs = ", ".join(map(str, sorted(config.judge.rungs))) or "none"
-        yield f"pruner    {config.pruner.name}, decides after epochs {rungs}"
-    for choice in config.measure:
-        at = getattr(choice.config, "at", None)
-        when = (
-            "after every epoch, and before"
-            if at is None
-            else f"at epochs {', '.join(map(str, at))}"
-        )
-        yield f"measure   {choice.name} {when}"
-    slots, threads = execution.num_workers, execution.num_threads
-    yield f"executor  {execution.executor}, {slots} at a time, {threads} threads each"
-    if slots * threads > cores():
-        yield (
-            f"warning   {slots} workers of {threads} threads hinder one another on {cores()} "
-            "cores; leave execution.threads out"
-        )
+    """Lines for a person. Raises what `preflight` raises, and RehearsalError."""
+    planned = SweepPlan(config)
+    yield from planned.settings()
     if not calibrate:
         return
-    yield from _calibrated(asked, config, batches)
-
-
-def _calibrated(
-    asked: SweepConfig, config: SweepConfig, batches: Sequence[Sequence[Cohort]]
-) -> Iterator[str]:
-    """What a rehearsal says of time and memory."""
-    execution = config.execution
-    cohorts = [cohort for batch in batches for cohort in batch]
-    kind = torch.device(execution.device).type
-    if kind == "cuda" and not torch.cuda.is_available():
-        yield f"time      unknown: trials train on {execution.device}, and this machine has none"
-        return
-    slots = execution.num_workers
-    at_once = min(slots, max(map(len, batches)) if config.sampler.is_adaptive else len(cohorts))
-    chosen = to_practise(cohorts)
-    found = rehearse(asked, config, chosen, num_workers=at_once, seconds=_SECONDS)
-    known = [
-        Known(shape_key(cohort.trials[0]), pace.num_parameters, load)
-        for cohort, pace in zip(chosen, found.paces, strict=True)
-        for load in [Load(pace.members, pace.training, pace.measuring)]
-    ]
-    sizes = _parameters(cohorts, known)
-    loads = [
-        [
-            load_of(shape_key(c.trials[0]), sizes[shape_key(c.trials[0])], len(c.trials), known)
-            for c in batch
-        ]
-        for batch in batches
-    ]
-    is_inline = execution.executor == "inline"
-    times = forecast(
-        loads,
-        found.driving,
-        slots=slots,
-        waits=config.sampler.is_adaptive,
-        is_inline=is_inline,
-    )
-    training = sum(load.training for batch in loads for load in batch)
-    parameters = sorted(set(sizes.values()))
-    shown = " to ".join(f"{p:,}" for p in sorted({parameters[0], parameters[-1]}))
-    yield f"weights   {shown} a network"
-    yield (
-        f"cost      about {duration(times.working)} of worker time here, measuring "
-        f"{(times.working - training) / max(1e-9, training):.1%} of training time"
-    )
-    yield _time_line(times, is_bound=config.judge is not None, on_ray=execution.executor == "ray")
-    yield _memory_line(found, slots=slots, busy=at_once, is_inline=is_inline)
-    if found.busy.device:
-        yield f"GPU       about {size(found.busy.device)} a worker"
+    costs = planned.costs()
+    if costs is None:
+        device = planned.config.execution.device
+        yield f"time      unknown: trials train on {device}, and this machine has none"
+    else:
+        yield from costs.lines()
 
 
 def to_practise(cohorts: Sequence[Cohort]) -> list[Cohort]:
@@ -196,37 +258,6 @@ def _num_parameters(cohort: Cohort, task: Task) -> int:
     alone = dataclasses.replace(cohort, trials=cohort.trials[:1], device="cpu")
     same = task if torch.device(cohort.device).type == "cpu" else None
     return sum(p[0].numel() for p in build(alone, same).network.parameters())
-
-
-def _time_line(times: Forecast, *, is_bound: bool, on_ray: bool) -> str:
-    word = "at most about" if is_bound else "about"
-    parts = [
-        f"{name} {duration(seconds)}"
-        for name, seconds in (
-            ("start", times.start),
-            ("training", times.training),
-            ("measuring", times.measuring),
-            ("recording", times.recording),
-        )
-    ]
-    more = "; Ray's own start not included" if on_ray else ""
-    return f"time      {word} {duration(times.total)} here ({', '.join(parts)}{more})"
-
-
-def _memory_line(found: Rehearsal, *, slots: int, busy: int, is_inline: bool) -> str:
-    libraries = max(found.driver.libraries, found.busy.libraries)
-    if is_inline:
-        driver = found.driver.own + found.busy.own - found.idle.own
-        total = memory_of(driver, [], libraries)
-        return f"memory    about {size(total)}: driver {size(driver)}, libraries {size(libraries)}"
-    workers = [found.busy.own] * busy + [found.idle.own] * (slots - busy)
-    total = memory_of(found.driver.own, workers, libraries)
-    each = " each" if slots > 1 else ""
-    return (
-        f"memory    about {size(total)}: driver {size(found.driver.own)}, {slots} "
-        f"worker{'s' if slots > 1 else ''} of {size(found.busy.own)}{each}, libraries they share "
-        f"{size(libraries)}"
-    )
 
 
 def size(num_bytes: int) -> str:
