@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from analysis.frame import EarlyView, kept
+from analysis.early_view import EarlyView, kept
 from analysis.inputs import spread
 from analysis.predictors.base import CannotPredictError, Prediction
 

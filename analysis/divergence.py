@@ -10,7 +10,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold
 
 from analysis import inputs
-from analysis.frame import EarlyView
+from analysis.early_view import EarlyView
 from analysis.inputs import Group
 from analysis.predictors.base import CannotPredictError
 

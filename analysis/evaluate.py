@@ -24,7 +24,8 @@ from scipy import stats
 from analysis import configurations
 from analysis import divergence as dv
 from analysis import features as ft
-from analysis.frame import EarlyView, SweepFrame
+from analysis.early_view import EarlyView
+from analysis.frame import SweepFrame
 from analysis.inputs import Group
 from analysis.parallel import each
 from analysis.predictors.base import CannotPredictError, Prediction, Predictor

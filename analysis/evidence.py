@@ -21,7 +21,8 @@ import pandas as pd
 from analysis import configurations
 from analysis import features as ft
 from analysis import increment as inc
-from analysis.frame import EarlyView, SweepFrame
+from analysis.early_view import EarlyView
+from analysis.frame import SweepFrame
 from analysis.increment import Increment, baseline_errors, increment, normal_scores
 from analysis.mean_field import mean_field
 from analysis.parallel import each
@@ -80,11 +81,11 @@ def _at(frame: SweepFrame, epoch: int) -> list[dict[str, object]]:
     @cache  # Both groups are often held against the same epoch.
     def known_at(later: int, trials: tuple[int, ...]) -> pd.Series:
         """Squared errors of what was known at a later epoch."""
-        ahead = target.loc[list(trials)]
-        base = baseline(ft.early_view(frame, later), ahead.index)
+        theirs = target.loc[list(trials)]
+        seen = baseline(ft.early_view(frame, later), theirs.index)
         return baseline_errors(
-            ahead, base.table, num_paired=base.num_paired, num_folds=NUM_FOLDS,
-            num_repeats=num_repeats, seed=epoch, together=_together(frame, ahead.index),
+            theirs, seen.table, num_paired=seen.num_paired, num_folds=NUM_FOLDS,
+            num_repeats=num_repeats, seed=epoch, together=_together(frame, theirs.index),
         )  # fmt: skip
 
     lines = []

@@ -16,7 +16,8 @@ import numpy as np
 import pandas as pd
 
 from analysis import words
-from analysis.frame import EarlyView, SweepFrame, kept
+from analysis.early_view import EarlyView, kept
+from analysis.frame import SweepFrame
 from pipeline.dynamics import derived
 
 Group = Literal["spectrum", "ftle", "norms", "loss"]

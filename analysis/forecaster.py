@@ -18,7 +18,8 @@ from scipy import stats
 
 from analysis import divergence as dv
 from analysis import inputs
-from analysis.frame import AnalysisError, EarlyView
+from analysis.early_view import EarlyView
+from analysis.frame import AnalysisError
 from analysis.predictors.base import CannotPredictError, Predictor
 from analysis.trial_table import known_columns, seen_of, view_of
 from pipeline import catalog

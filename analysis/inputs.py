@@ -12,7 +12,7 @@ import pandas as pd
 from scipy import stats
 
 from analysis import features as ft
-from analysis.frame import EarlyView, kept
+from analysis.early_view import EarlyView, kept
 from analysis.mean_field import mean_field
 from analysis.predictors.base import CannotPredictError
 

@@ -19,9 +19,10 @@ import pandas as pd
 
 from analysis import features as ft
 from analysis import words
+from analysis.early_view import EarlyView
 from analysis.evaluate import MIN_TRIALS
 from analysis.forecaster import LEVEL, TENTH, Fit, Forecast, Forecaster, spelled
-from analysis.frame import AnalysisError, EarlyView, SweepFrame
+from analysis.frame import AnalysisError, SweepFrame
 from analysis.parallel import products_on_one_core
 from analysis.predictors.base import CannotPredictError, Predictor
 from analysis.trial_table import seen_of

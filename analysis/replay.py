@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from analysis.frame import AnalysisError, EarlyView
+from analysis.early_view import EarlyView
+from analysis.frame import AnalysisError
 from analysis.recording import Recording
 from analysis.spectrum_pruner import LOGGER, SpectrumPruner, view_of
 from pipeline import pruning

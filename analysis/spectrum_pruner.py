@@ -26,7 +26,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from scipy import stats
 
-from analysis.frame import MEASURED_PREFIXES, AnalysisError, EarlyView, SweepFrame
+from analysis.early_view import EarlyView
+from analysis.frame import MEASURED_PREFIXES, AnalysisError, SweepFrame
 from analysis.inputs import MIN_TRIALS, Group
 from analysis.predictors.base import CannotPredictError, Predictor
 from pipeline import catalog, records

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from analysis import features as ft
-from analysis.frame import EarlyView
+from analysis.early_view import EarlyView
 from pipeline import records
 
 TRIAL = "trial"

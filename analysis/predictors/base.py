@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Self
 import pandas as pd
 from scipy import stats
 
-from analysis.frame import EarlyView
+from analysis.early_view import EarlyView
 from tasks.base import Config
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from analysis import inputs
-from analysis.frame import EarlyView
+from analysis.early_view import EarlyView
 from analysis.predictors.base import CannotPredictError, Prediction, Predictor, PredictorConfig
 from analysis.predictors.curve_law import CurveLaw
 from analysis.predictors.gaussian_process import MAX_TRIALS, GaussianProcess

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from analysis import inputs, smoothing
-from analysis.frame import EarlyView
+from analysis.early_view import EarlyView
 from analysis.predictors.base import Prediction, Predictor, PredictorConfig
 from analysis.smoothing import Smoother
 

@@ -11,7 +11,7 @@ import pandas as pd
 from sklearn.ensemble import GradientBoostingRegressor
 
 from analysis import inputs
-from analysis.frame import EarlyView
+from analysis.early_view import EarlyView
 from analysis.inputs import Foretell
 from analysis.predictors.base import Prediction, Predictor, PredictorConfig
 from analysis.predictors.random_forest import importances

@@ -10,7 +10,7 @@ import pandas as pd
 
 from analysis import features as ft
 from analysis.curves import Line
-from analysis.frame import EarlyView
+from analysis.early_view import EarlyView
 from analysis.predictors.base import CannotPredictError, Prediction, Predictor, PredictorConfig
 
 

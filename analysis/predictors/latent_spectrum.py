@@ -13,8 +13,8 @@ import numpy as np
 import pandas as pd
 
 from analysis import inputs
+from analysis.early_view import EarlyView
 from analysis.features import sorted_spectra
-from analysis.frame import EarlyView
 from analysis.predictors.base import CannotPredictError, Prediction, Predictor, PredictorConfig
 from analysis.predictors.ridge import best
 from tasks.base import Bounds

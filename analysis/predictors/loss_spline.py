@@ -13,7 +13,7 @@ from sklearn.preprocessing import SplineTransformer
 
 from analysis import features as ft
 from analysis import inputs
-from analysis.frame import EarlyView
+from analysis.early_view import EarlyView
 from analysis.predictors.base import CannotPredictError, Prediction, Predictor, PredictorConfig
 from analysis.predictors.ridge import best
 from tasks.base import Bounds

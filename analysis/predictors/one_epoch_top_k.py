@@ -14,7 +14,7 @@ from sklearn.isotonic import IsotonicRegression
 
 from analysis import features as ft
 from analysis.curves import MIN_KNOWN, losses
-from analysis.frame import EarlyView
+from analysis.early_view import EarlyView
 from analysis.inputs import Foretell, held_out_spread
 from analysis.predictors.base import CannotPredictError, Prediction, Predictor, PredictorConfig
 

@@ -11,7 +11,7 @@ import pandas as pd
 from sklearn.ensemble import RandomForestRegressor
 
 from analysis import inputs
-from analysis.frame import EarlyView
+from analysis.early_view import EarlyView
 from analysis.predictors.base import Prediction, Predictor, PredictorConfig
 from tasks.base import Bounds
 

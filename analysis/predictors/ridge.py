@@ -14,7 +14,7 @@ import pandas as pd
 
 from analysis import features as ft
 from analysis import inputs, mean_field
-from analysis.frame import EarlyView
+from analysis.early_view import EarlyView
 from analysis.predictors.base import CannotPredictError, Prediction, Predictor, PredictorConfig
 
 _PENALTIES = np.logspace(-3, 4, 22)

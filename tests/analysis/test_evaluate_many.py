@@ -6,7 +6,8 @@ import pytest
 
 from analysis import correlations, evaluate, evidence, increment, smoothing
 from analysis import features as ft
-from analysis.frame import EarlyView, SweepFrame
+from analysis.early_view import EarlyView
+from analysis.frame import SweepFrame
 from analysis.predictors import gaussian_process
 from analysis.predictors.gaussian_process import GaussianProcess
 from analysis.predictors.ridge import Ridge, _two_values

@@ -6,7 +6,8 @@ import pytest
 
 from analysis import features as ft
 from analysis.correlations import correlations, design
-from analysis.frame import EarlyView, SweepFrame
+from analysis.early_view import EarlyView
+from analysis.frame import SweepFrame
 from pipeline import records
 from pipeline.records import Row, TrialHeader, TrialRecord
 from tests.analysis import synthetic

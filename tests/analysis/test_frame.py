@@ -6,7 +6,8 @@ import pandas as pd
 import pytest
 
 from analysis import features as ft
-from analysis.frame import AnalysisError, EarlyView, SweepFrame
+from analysis.early_view import EarlyView
+from analysis.frame import AnalysisError, SweepFrame
 from pipeline import records
 from pipeline.records import TrialRecord
 from tests.analysis import synthetic
