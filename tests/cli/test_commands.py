@@ -162,18 +162,19 @@ def wait_for_line(process: subprocess.Popen[str], pattern: str) -> None:
     pytest.fail(f"ended without a line like {pattern!r}")
 
 
+TRIALS, EPOCHS = 4, 30
 LONG = [
-    "trials=6",
-    "trainer.epochs=40",
+    f"trials={TRIALS}",
+    f"trainer.epochs={EPOCHS}",
     "execution.cohort_size=2",
-    "measure.lyapunov_spectrum.at=[0, 40]",
+    f"measure.lyapunov_spectrum.at=[0, {EPOCHS}]",
     "measure.gradient_norm.at=[0]",
 ]
 
 
 def test_interrupt_stops_at_the_epoch_and_resume_completes(run: Run, folder: Path) -> None:
     process = start(folder, "sweep", "tiny.yaml", "--name", "stopped", *LONG)
-    wait_for_line(process, r"epoch \d+/40")
+    wait_for_line(process, rf"epoch \d+/{EPOCHS}")
     os.killpg(process.pid, signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
@@ -182,7 +183,7 @@ def test_interrupt_stops_at_the_epoch_and_resume_completes(run: Run, folder: Pat
     assert status.split("\t")[1] == "interrupted"
     assert "interrupted" in status.split("\t")[4]
     assert run("resume", "stopped").code == 0
-    once_everywhere(folder, "stopped", 6, 41)
+    once_everywhere(folder, "stopped", TRIALS, EPOCHS + 1)
 
 
 @pytest.mark.parametrize("delay", [0.3, pytest.param(1.5, marks=pytest.mark.slow)])
@@ -194,7 +195,7 @@ def test_killed_driver_and_resume(run: Run, folder: Path, delay: float) -> None:
     process.wait()
     assert "no driver here" in run("status", "killed").out
     assert run("resume", "killed").code == 0
-    once_everywhere(folder, "killed", 6, 41)
+    once_everywhere(folder, "killed", TRIALS, EPOCHS + 1)
 
 
 def test_resume_changes_how_and_not_what(run: Run, folder: Path) -> None:
@@ -229,9 +230,8 @@ def descendants(pid: int) -> list[tuple[int, str]]:
 def test_killed_worker_needs_no_command(
     run: Run, folder: Path, executor: str, of_worker: str
 ) -> None:
-    long = [*LONG, "trainer.epochs=50", "measure.lyapunov_spectrum.at=[0]"]
     process = start(
-        folder, "sweep", "tiny.yaml", "--name", "wounded", "--executor", executor, *long
+        folder, "sweep", "tiny.yaml", "--name", "wounded", "--executor", executor, *LONG
     )
     wait_for_line(process, r"epoch (0-)?[1-9]")
     workers = [pid for pid, args in descendants(process.pid) if of_worker in args]
@@ -239,7 +239,7 @@ def test_killed_worker_needs_no_command(
     os.kill(workers[0], signal.SIGKILL)
     _, err = process.communicate(timeout=400)
     assert process.returncode == 0, err
-    once_everywhere(folder, "wounded", 6, 51)
+    once_everywhere(folder, "wounded", TRIALS, EPOCHS + 1)
     left = [pid for pid in workers[1:] if Path(f"/proc/{pid}").exists()]
     assert not left, "workers must end with the sweep"
 
