@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pipeline.dynamics.ftle import input_ftle
 from pipeline.dynamics.local import local_exponents
-from tasks.base import Batch, Task
+from tasks.base import Batch, Split, Task
 from tasks.networks.base import Network
 
 RANDOM, LOCAL, NEXT, NEXT_FIVE, ADJOINT, GRADIENT = (
@@ -30,16 +30,41 @@ def scores(
     that of the loss at the last step, which alone needs the targets.
     """
     local_BT = local_exponents(network, batch.inputs, k=1, generator=generator).exponents[0, ..., 0]
-    inputs = batch.inputs.clone().requires_grad_()
-    losses = task.losses(network(inputs)[0], batch.targets)[0].view(len(inputs), -1)[:, -1]
-    (slope,) = torch.autograd.grad(losses.sum(), inputs)
     return {
         LOCAL: local_BT,
         NEXT: _ahead(local_BT, 1, 2),
         NEXT_FIVE: _ahead(local_BT, 1, 6),
-        ADJOINT: input_ftle(network, batch.inputs)[0],
-        GRADIENT: torch.linalg.vector_norm(slope, dim=-1),
+        ADJOINT: adjoint_exponents(network, batch),
+        GRADIENT: loss_gradients(network, task, batch),
     }
+
+
+def adjoint_exponents(network: Network, batch: Batch) -> Tensor:
+    """log ‖∂h_T/∂x_t‖ (B, T), in nats."""
+    return input_ftle(network, batch.inputs)[0]
+
+
+def loss_gradients(network: Network, task: Task, batch: Batch) -> Tensor:
+    """‖∂L/∂x_t‖ (B, T) of the loss at the last step."""
+    inputs = batch.inputs.clone().requires_grad_()
+    losses = task.losses(network(inputs)[0], batch.targets)[0].view(len(inputs), -1)[:, -1]
+    (slope,) = torch.autograd.grad(losses.sum(), inputs)
+    size: Tensor = torch.linalg.vector_norm(slope, dim=-1)
+    return size
+
+
+def first_sequences(task: Task, split: Split, count: int | None) -> Batch:
+    """The first of a split; None: its whole first batch."""
+    batch = next(iter(task.batches(split)))
+    return Batch(batch.inputs[:count], batch.targets[:count])
+
+
+def at_the_end(network: Network, task: Task, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Outputs that count (B, S, O) and the loss of each sequence (B,)."""
+    with torch.no_grad():
+        outputs = network(batch.inputs)[0]
+    losses = task.losses(outputs, batch.targets)[0].view(len(batch.inputs), -1)
+    return outputs[0, :, -1:], losses[:, -1]
 
 
 def _ahead(local_BT: Tensor, first: int, last: int) -> Tensor:

@@ -15,7 +15,7 @@ Q10 architectures, losses   S2.3: GRU and squared error beside RNN and cross-ent
 Q11 change of logits        S2.3: with its interval
 Q12 prior work              Mikhaeil et al., NeurIPS 2022: why forward vectors take over with time
 Q13 notation                `dynamics.gradients`
-Q14 usefulness              not answered: no decision is fed here
+Q14 usefulness              `subspaces_usefulness`: pruning, inputs; `flossing_recall`
 
 In runs as short as these the covariant and adjoint vectors have not settled (their residual is on
 record): θ₁, which is f₁ in the long run, is not here. Spans are therefore of backward and forward

@@ -30,12 +30,14 @@ from analysis.studies.input_scores import (
     NEXT,
     NEXT_FIVE,
     RANDOM,
+    at_the_end,
+    first_sequences,
     scores,
 )
 from analysis.studies.lab import Group, Lab
 from analysis.studies.papers import SUBSPACES
 from analysis.studies.sigmas import effects, finding, pick
-from tasks.base import Batch, Bounds, Task
+from tasks.base import Batch, Bounds
 from tasks.base import Config as BaseConfig
 from tasks.networks.base import Network
 
@@ -143,14 +145,14 @@ class SubspacesPerturbation(Study):
         self, network: Network, group: Group, lab: Lab, part: str, number: int
     ) -> Iterator[dict[str, Any]]:
         """What changes do to one network."""
-        batch = _some(group.task, self.config.sequences)
+        batch = first_sequences(group.task, "test", self.config.sequences)
         steps = batch.inputs.shape[1]
         by_choice = scores(network, group.task, batch, lab.generator(part, number, "frame"))
         by_choice[RANDOM] = torch.rand(
             by_choice[LOCAL].shape, generator=lab.generator(part, number, "places")
         )
         other = self._other(batch.inputs, part, lab.generator(part, "pulses"))
-        before, loss = _outputs(network, group.task, batch)
+        before, loss = at_the_end(network, group.task, batch)
         for choice, score_BT in by_choice.items():
             order_BT = score_BT.argsort(dim=1, descending=True)
             for k in self.config.counts:
@@ -159,7 +161,7 @@ class SubspacesPerturbation(Study):
                 places = torch.zeros_like(score_BT, dtype=torch.bool)
                 places.scatter_(1, order_BT[:, :k], True)
                 inputs = torch.where(places[..., None], other, batch.inputs)
-                after, changed = _outputs(network, group.task, Batch(inputs, batch.targets))
+                after, changed = at_the_end(network, group.task, Batch(inputs, batch.targets))
                 yield {
                     "choice": choice,
                     "k": k,
@@ -242,20 +244,6 @@ class SubspacesPerturbation(Study):
         ax.set_xticks(counts, [str(k) for k in counts])
         ax.set(xlabel="inputs changed, k")
         ax.set_title(name, fontsize=9.5)
-
-
-def _some(task: Task, count: int) -> Batch:
-    """The first test sequences."""
-    batch = next(iter(task.batches("test")))
-    return Batch(batch.inputs[:count], batch.targets[:count])
-
-
-def _outputs(network: Network, task: Task, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Outputs that count (B, S, O) and the loss of each sequence (B,)."""
-    with torch.no_grad():
-        outputs = network(batch.inputs)[0]
-    losses = task.losses(outputs, batch.targets)[0].view(len(batch.inputs), -1)
-    return outputs[0, :, -1:], losses[:, -1]
 
 
 def _share_changed(before: Tensor, after: Tensor) -> float:
