@@ -18,7 +18,14 @@ import torch
 from torch import Tensor
 
 from pipeline.dynamics import blas
-from pipeline.dynamics.orthonormal import Eliminated, inverse, logs_and_depth, norms_below, order_of
+from pipeline.dynamics.orthonormal import (
+    Eliminated,
+    inverse,
+    logs_and_depth,
+    norms_below,
+    order_of,
+    squares_above,
+)
 from pipeline.dynamics.staircase import Stairs, columns
 
 LARGEST = 1e3
@@ -144,9 +151,8 @@ def eliminate_halves(
 
     diagonal = torch.cat([V_a.diagonal(), rest.diagonal()])
     # ‖R_:,i‖ of the right half is not at hand; that of the columns before elimination is.
-    spare, weights = out_KD[H:, :H], J.a_by_b.square() + J.b_by_b.square()
-    torch.triu(B, 1, out=spare).diagonal().fill_(1.0)
-    before = torch.mv(spare.square_(), weights[order_b]).sqrt_()
+    weights = J.a_by_b.square() + J.b_by_b.square()
+    before = squares_above(B, weights[order_b]).sqrt_()
     norms = torch.cat([norms_below(V_a), torch.hypot(before, norms_below(rest))])
     eliminated = Eliminated(*logs_and_depth(diagonal, norms), torch.cat([order_a, order_rest + H]))
     return HalvedStairs(out_KD, order_a, order_rest, J.shear), eliminated

@@ -16,9 +16,12 @@ Shapes: N members, B sequences, D state, K tangents.
 """
 
 import math
+from functools import cache
 from typing import Literal, NamedTuple
 
+import numpy as np
 import torch
+from scipy.linalg.lapack import dlaswp
 from torch import Tensor
 
 from pipeline.dynamics import blas
@@ -214,7 +217,7 @@ def norms_below(packed_KD: Tensor) -> Tensor:
     """Norms of the columns of R, which stand in the rows of `packed_KD` up to the diagonal."""
     K, step = packed_KD.shape[0], 4 * PANEL
     norms = packed_KD.new_empty(K)
-    mask = packed_KD.new_ones(step, step).tril_()
+    mask, _ = _triangles(step, packed_KD.dtype, packed_KD.device)
     for start in range(0, K, step):
         rows = packed_KD[start : min(start + step, K)]
         size = len(rows)
@@ -224,12 +227,38 @@ def norms_below(packed_KD: Tensor) -> Tensor:
     return norms
 
 
+def squares_above(L_KD: Tensor, weights_D: Tensor) -> Tensor:
+    """Σ_i w_i L_ij² (K,) of a unit lower triangular L, given transposed: (K, D), D ≥ K.
+
+    What stands on and before the diagonal of `L_KD` is not read.
+    """
+    K, step = len(L_KD), 4 * PANEL
+    sums = weights_D[:K].clone()
+    _, mask = _triangles(step, L_KD.dtype, L_KD.device)
+    for start in range(0, K, step):
+        rows = L_KD[start : min(start + step, K)]
+        size = len(rows)
+        stop = start + size
+        # The triangle itself, and what stands beyond it.
+        last = rows[:, start:stop] * mask[:size, :size]
+        part = sums[start:stop]
+        part += torch.mv(last.square_(), weights_D[start:stop])
+        part += torch.mv(rows[:, stop:].square(), weights_D[stop:])
+    return sums
+
+
+@cache
+def _triangles(size: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    """1 on and below the diagonal, and 1 above it."""
+    lower = torch.ones(size, size, dtype=dtype, device=device).tril_()
+    return lower, 1 - lower
+
+
 def order_of(pivots: Tensor, num_rows: int) -> Tensor:
     """Row of the matrix that ended up in every row of L; row i was exchanged with pivots[i]."""
-    order = list(range(num_rows))
-    for row, other in enumerate(pivots.tolist()):
-        order[row], order[other] = order[other], order[row]
-    return torch.tensor(order, device=pivots.device)
+    rows = np.arange(num_rows, dtype=np.float64)[:, None]
+    exchanged = dlaswp(rows, pivots.cpu().numpy().astype(np.int32), overwrite_a=True)
+    return torch.from_numpy(exchanged[:, 0].astype(np.int64)).to(pivots.device)
 
 
 def _cholesky_pass(V: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -108,18 +108,28 @@ def _weighted(
     E, H = T_i.shape
     if not is_full:
         by_h = work.take("blocks", (E, H), gates_4EH)
-        torch.mul(T_o, mix.h_by_w * gain_o, out=by_h)
-        for T, gain in ((T_i, gain_i), (T_f, gain_f), (T_g, gain_g)):
-            by_h.addcmul_(T, mix.h_by_c * gain)
+        _sum(by_h, gates_4EH, gains, mix)
         return by_h
     both = work.take("blocks", (E, 2 * H), gates_4EH)
     by_h, of_c = both[:, :H], both[:, H:]
+    if not mix.c_by_c.any():
+        torch.mul(T_o, mix.c_by_w * gain_o, out=of_c)
+        _sum(by_h, gates_4EH, gains, mix)
+        return both
     torch.mul(T_i, gain_i, out=of_c)
     of_c.addcmul_(T_f, gain_f).addcmul_(T_g, gain_g)
     torch.mul(T_o, mix.h_by_w * gain_o, out=by_h)
     by_h.addcmul_(of_c, mix.h_by_c)
     of_c.mul_(mix.c_by_c).addcmul_(T_o, mix.c_by_w * gain_o)
     return both
+
+
+def _sum(by_h: Tensor, gates_4EH: Tensor, gains: LayerGains, mix: Mix) -> None:
+    """∂h'/∂e transposed, as `mix` has it, written into `by_h`."""
+    T_i, T_f, T_g, T_o = gates_4EH
+    torch.mul(T_o, mix.h_by_w * gains.by_o, out=by_h)
+    for T, gain in ((T_i, gains.by_i), (T_f, gains.by_f), (T_g, gains.by_g)):
+        by_h.addcmul_(T, mix.h_by_c * gain)
 
 
 def _through_sum(J_HD: Tensor, e: Tensor | None, f: Tensor, mix: Mix) -> None:

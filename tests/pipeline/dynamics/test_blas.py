@@ -58,6 +58,32 @@ def test_quotient_with_an_upper_triangle(dtype, K, E, padding):
     torch.testing.assert_close(X_KE.mT @ R, before.mT, atol=TOLERANCE[dtype], rtol=0)
 
 
+@pytest.mark.parametrize("K", [50, 200])
+def test_a_quotient_by_a_graded_triangle_keeps_its_digits(K):
+    # As elimination leaves them: rows that shrink by e^12, and products as exact as solving.
+    grade = torch.linspace(0, -12, K, dtype=torch.float64).exp()
+    V_KE = (random(K, K, seed=3) * grade[:, None]).mT.contiguous()
+    blas.eliminate(V_KE)
+    R = V_KE.mT.triu()
+    X_KE = random(K, 30)
+    expected = torch.linalg.solve_triangular(R, X_KE.mT, upper=True, left=False)
+    before = X_KE.clone()
+    blas.divide(X_KE, V_KE)
+    size = torch.linalg.vector_norm
+    errors = [size(found @ R - before.mT) for found in (X_KE.mT, expected)]
+    assert errors[0] < 30 * errors[1] + 1e-12
+
+
+@pytest.mark.parametrize("K", [3, 200])
+def test_a_quotient_by_a_singular_triangle_is_no_number(K):
+    R = torch.eye(K, dtype=torch.float64)
+    R[K // 2, K // 2] = 0
+    X_KE = torch.ones(K, 2, dtype=torch.float64)
+    blas.divide(X_KE, R)
+    assert not X_KE[K // 2].isfinite().any()
+    assert torch.equal(X_KE[: K // 2], torch.ones(K // 2, 2, dtype=torch.float64))
+
+
 @dtypes
 @shapes
 @settings(max_examples=30, deadline=None)

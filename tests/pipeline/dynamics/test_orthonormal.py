@@ -1,6 +1,7 @@
 """Factorisations of frames: V = F R by each method, and what bad matrices do to them."""
 
 import math
+import random
 
 import pytest
 import torch
@@ -14,8 +15,10 @@ from pipeline.dynamics.orthonormal import (
     factorise,
     inverse,
     log_gauge,
+    order_of,
     orthonormalise,
     pick,
+    squares_above,
     triangularise,
 )
 from pipeline.dynamics.propagate import carry
@@ -184,3 +187,24 @@ def test_growth_that_leaves_the_range_shortens_t_on():
     torch.testing.assert_close(
         growth.logs_NBKM.sum(-1) / 60, torch.full((1, 1, 2), 300.0, dtype=F64)
     )
+
+
+@pytest.mark.parametrize(("K", "D"), [(1, 1), (7, 9), (300, 300), (600, 700)])
+def test_weighted_squares_of_a_triangle(K, D):
+    packed_KD = torch.randn(K, D, generator=generator_for("squares"), dtype=torch.float64)
+    weights_D = torch.rand(D, generator=generator_for("weights"), dtype=torch.float64)
+    L_KD = packed_KD.triu(1)
+    L_KD.diagonal().fill_(1.0)
+    packed_KD += torch.full((K, D), 1e300, dtype=torch.float64).tril()  # is not read
+    expected = (L_KD.square() * weights_D).sum(1)
+    torch.testing.assert_close(squares_above(packed_KD, weights_D), expected, rtol=1e-13, atol=0)
+
+
+@pytest.mark.parametrize(("num_pivots", "num_rows"), [(1, 1), (4, 4), (5, 9)])
+def test_order_after_exchanges_one_by_one(num_pivots, num_rows):
+    rng = random.Random(num_rows)
+    pivots = [rng.randrange(row, num_rows) for row in range(num_pivots)]
+    expected = list(range(num_rows))
+    for row, other in enumerate(pivots):
+        expected[row], expected[other] = expected[other], expected[row]
+    assert order_of(torch.tensor(pivots), num_rows).tolist() == expected
