@@ -205,6 +205,7 @@ class SubspacesUsefulness(Study):
     def judge(self, tables: Tables) -> list[Finding]:
         """Pruning by its interval, selection by its sigmas."""
         decisions, costs, found = tables["decisions"], tables["costs"], []
+        count = len(_PARTS) * len(_DIAGNOSTICS)
         for part, name in _PARTS.items():
             rows = decisions[decisions["data"] == part].to_dict("records")
             mine: dict[str, dict[Any, Any]] = {row["rule"]: row for row in rows}
@@ -217,16 +218,20 @@ class SubspacesUsefulness(Study):
                     f"{diagnostic} after epoch {self.config.early} ends at "
                     f"{row['kept_loss']:.3g} nats, that kept by the loss at {by_loss:.3g}, one "
                     f"drawn by chance at {by_chance:.3g}; the gain is "
-                    f"{words.estimate(gain, low, high)} nats."
+                    f"{words.estimate(gain, low, high)} nats (one of {count} such intervals, "
+                    "uncorrected)."
                 )
                 verdict = by_interval(low, high)
                 found.append(Finding(f"{key}_{part}", verdict, told, gain, low, high, "nats"))
         for part, name in _PARTS.items():
-            for key, other in (("random", RANDOM), ("gradient", GRADIENT)):
+            for key, other, which in (
+                ("random", RANDOM, "drawn by chance"),
+                ("gradient", GRADIENT, "of smallest loss gradient"),
+            ):
                 cost = pick(costs, data=part, choice=other)
                 told = (
                     f"On {name}, leaving out the {cost['steps']} steps of smallest exponent raises "
-                    f"the loss by {cost['there']:.3g} nats, by {other} it is {cost['here']:.3g}; "
+                    f"the loss by {cost['there']:.3g} nats, those {which} by {cost['here']:.3g}; "
                     "the difference is"
                 )
                 found.append(finding(f"{key}_{part}", cost, told, "nats"))
@@ -343,7 +348,7 @@ def _draw_rises(ax: Axes, masks: pd.DataFrame) -> None:
         )
     shares = sorted(masks["share"].unique())
     ax.set_xscale("log", base=2)
-    ax.set_xticks(shares, [words.percent(share) for share in shares])
+    ax.set_xticks(shares, [f"{100 * share:g} %" for share in shares])
     ax.minorticks_off()
     ax.set_ylabel("rise of the test loss [nats]")
     ax.set_ylim(bottom=min(0.0, ax.get_ylim()[0]))
