@@ -13,7 +13,7 @@ READY := .venv/.ready-$(shell pwd -P | cksum | cut -d ' ' -f 1)
 UNFINISHED := .venv/.unfinished
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 
-.PHONY: help setup demo findings gallery test chaos lint bench bench-engine bench-sweep bench-report bench-scale clean
+.PHONY: help setup demo findings gallery costs test chaos lint bench bench-engine bench-sweep bench-report bench-scale clean
 
 help: ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 16
@@ -79,6 +79,10 @@ gallery: $(READY) ## the papers' experiments at small scale, docs/studies.md and
 	  --store folder:$(GALLERY)/store && cp $(GALLERY)/studies.md docs/studies.md && \
 	  for name in $(SHOWN); do cp $(GALLERY)/$$name/figures/$$name.png docs/images/ || exit 1; done
 	@git --no-pager diff --stat -- docs/studies.md docs/images || true
+
+costs: $(READY) ## docs/paper_scale.md: what the studies would cost at the papers' scale (a quarter of an hour)
+	@$(BIN)/lyapsweep reproduce all --scale paper --plan --costs docs/paper_scale.md > /dev/null
+	@git --no-pager diff --stat -- docs/paper_scale.md || true
 
 # A file of tests is one worker's, so that what it starts is started once; each worker has one core.
 # In their own order: by default the files with few tests come last, which take the longest.

@@ -81,7 +81,7 @@ def table(word: str, scale: str, chosen: Sequence[Settings], found: Sequence[Par
         ],
         "idle": [s.name for s in chosen if not s.sweeps],
         "working": duration(sum(costs.times.working for costs in known)),
-        "machine": f"{cores()} cores of a machine of kind {platform.machine()}",
+        "machine": f"{cores()} cores ({platform.machine()})",
         "torch": version("torch"),
     }
     return environment().get_template("costs.md.j2").render(content)

@@ -48,7 +48,7 @@ def test_settings_and_costs_are_shown(tmp_path):
     assert "  trials    3, sampler grid (not steered by results)" in lines
     assert "  cost      about 30 s of worker time here, measuring 11.1% of training time" in lines
     page = file.read_text()
-    assert "all sweeps take 1 min 0 s of it" in page
+    assert "included: 1 min 0 s for all sweeps" in page
     (row,) = [line for line in page.splitlines() if "| gru |" in line]
     cells = [cell.strip() for cell in row.strip("|").split("|")]
     assert cells[:4] == ["`lorenz_closed_loop`", "gru", "gru on chaotic_series", "3"]
