@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from pipeline.capture import WARMUP
-from pipeline.train import Population
+from pipeline.populations import Population
 
 _UPDATES = 6
 _SECONDS = 3.0

@@ -11,11 +11,11 @@ from pipeline.asking import rehearsed
 from pipeline.config import SweepConfig, cores
 from pipeline.estimate import Forecast, Known, Load, forecast, load_of, memory_of
 from pipeline.plan import Cohort, plan, shape_key
+from pipeline.populations import build, load_task
 from pipeline.preflight import preflight
 from pipeline.progress import duration
 from pipeline.rehearsal import rehearse
 from pipeline.sizing import settled
-from pipeline.train import build, load_task
 from tasks.base import Task
 
 # Cohorts practised, and seconds for all of them.

@@ -26,8 +26,9 @@ from torch import Tensor
 
 from pipeline.diagnostics.base import Diagnostic, DiagnosticConfig, Moment
 from pipeline.plan import Choice, Cohort
+from pipeline.populations import build, diagnostics_of, load_task
 from pipeline.rows import Row
-from pipeline.train import Rung, build, diagnostics_of, load_task, train
+from pipeline.train import Rung, train
 from tasks.base import Batch, Bounds, Split, Task
 
 # Settings that say on how many independent inputs a measurement is taken: its cost is theirs.

@@ -6,7 +6,7 @@ import torch
 
 from pipeline.config import SweepConfig
 from pipeline.plan import Cohort, plan
-from pipeline.train import build, diagnostics_of
+from pipeline.populations import build, diagnostics_of
 from tasks.base import UnsuitableError
 
 

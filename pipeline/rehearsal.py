@@ -34,13 +34,14 @@ from pipeline.executors.base import Event, Reached, Stopped
 from pipeline.home import Home
 from pipeline.interpreter import THREAD_VARIABLES, start
 from pipeline.plan import Cohort
+from pipeline.populations import build
 from pipeline.practice import Memory, Pace, Practice, memory
 from pipeline.preflight import preflight, typical_cohort
 from pipeline.rows import Row
 from pipeline.snapshot import Snapshot
 from pipeline.store import open_store, store_uri
 from pipeline.sweep import Driver
-from pipeline.train import Rung, build
+from pipeline.train import Rung
 
 # Trials that the driver records, and the most epochs of which it is told.
 _RECORDED, _MOST_EPOCHS = 16, 60

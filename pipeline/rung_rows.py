@@ -18,7 +18,7 @@ from tasks.base import Split, Task
 from tasks.networks.base import Network
 
 if TYPE_CHECKING:
-    from pipeline.train import Population
+    from pipeline.populations import Population
 
 
 @torch.no_grad()

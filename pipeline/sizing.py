@@ -27,7 +27,7 @@ from pipeline.asking import rehearsed
 from pipeline.config import SweepConfig, most_in_batch
 from pipeline.estimate import seconds_per_update
 from pipeline.plan import Cohort, Shared, TrialSpec, shape_key
-from pipeline.train import Population, build, load_task, update
+from pipeline.populations import Population, build, load_task, update
 from tasks.base import seed_for
 
 _MEASURED = (1, 4, 16, 64)

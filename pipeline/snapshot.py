@@ -19,7 +19,7 @@ from torch import Tensor
 from pipeline.spending import Spent
 
 if TYPE_CHECKING:
-    from pipeline.train import Population
+    from pipeline.populations import Population
 
 _LOSS = "val_loss"
 

@@ -14,8 +14,8 @@ from pipeline.diagnostics.base import Diagnostic, Moment
 from tasks.base import seed_for
 
 if TYPE_CHECKING:
+    from pipeline.populations import Population
     from pipeline.rung_rows import RungRows
-    from pipeline.train import Population
 
 
 @dataclass(frozen=True)

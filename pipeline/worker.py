@@ -12,8 +12,9 @@ from collections.abc import Collection, Generator
 import torch
 
 from pipeline.plan import Cohort
+from pipeline.populations import build, diagnostics_of, load_task
 from pipeline.snapshot import Snapshot
-from pipeline.train import Rung, build, diagnostics_of, load_task, train
+from pipeline.train import Rung, train
 from tasks.base import Task
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pipeline import catalog
 from pipeline.diagnostics.base import Moment
-from pipeline.train import evaluate
+from pipeline.rung_rows import evaluate
 from tasks.base import (
     Config,
     MissingDataError,

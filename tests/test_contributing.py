@@ -15,7 +15,8 @@ from pipeline import catalog
 from pipeline.diagnostics.base import Moment
 from pipeline.optim import Trainer
 from pipeline.plan import Choice, Cohort, TrialSpec
-from pipeline.train import build, train
+from pipeline.populations import build
+from pipeline.train import train
 from tasks.base import seed_for
 
 ROOT = Path(__file__).parents[1]

@@ -23,12 +23,12 @@ from pipeline import creating
 from pipeline.config import SweepConfig
 from pipeline.home import Home
 from pipeline.plan import TrialSpec, plan
+from pipeline.populations import build
 from pipeline.preflight import preflight
 from pipeline.progress import view_for
 from pipeline.running import executor_kind, starting
 from pipeline.store import NoSuchSweepError, Store
 from pipeline.sweep import Driver
-from pipeline.train import build
 from tasks.base import Task, generator_for, seed_for
 from tasks.networks.base import Network
 

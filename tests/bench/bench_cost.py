@@ -24,7 +24,8 @@ from pipeline import catalog
 from pipeline.diagnostics.base import Moment
 from pipeline.optim import Trainer
 from pipeline.plan import Choice, Cohort, TrialSpec
-from pipeline.train import build, diagnostics_of, load_task, train, train_epoch
+from pipeline.populations import build, diagnostics_of, load_task, train_epoch
+from pipeline.train import train
 
 IS_LONG = True
 READINGS, EPOCHS = 5, 15

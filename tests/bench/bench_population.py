@@ -1,6 +1,6 @@
 """What an update of a population costs, by its size: one thread, in processor time.
 
-Through `pipeline.train.update`, dropout on. Processor time, because other work on the machine
+Through `pipeline.populations.update`, dropout on. Processor time, because other work on the machine
 lengthens the wall's; the least of several rounds, the sizes taking turns.
 """
 
@@ -12,7 +12,7 @@ import torch
 from pipeline import catalog
 from pipeline.optim import Trainer
 from pipeline.plan import Choice, Cohort, TrialSpec
-from pipeline.train import build, load_task, update
+from pipeline.populations import build, load_task, update
 from tasks.base import seed_for
 
 SIZES = (1, 8, 32)

@@ -25,7 +25,7 @@ from pipeline.executors.base import Reached
 from pipeline.executors.process import ProcessExecutor
 from pipeline.optim import Trainer
 from pipeline.plan import Choice, Cohort, TrialSpec
-from pipeline.train import build, load_task
+from pipeline.populations import build, load_task
 from tasks.base import seed_for
 
 IS_LONG = True

@@ -38,7 +38,7 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from pipeline import catalog, train
+from pipeline import catalog, populations, rung_rows
 from pipeline.diagnostics.base import Moment
 from pipeline.optim import Trainer
 from pipeline.plan import Choice, Cohort, TrialSpec
@@ -221,8 +221,8 @@ def go(name, scale, tf32, checkpoint, limit):
     started = time.monotonic()
     clock = Clock(scale.device)
     cohort = COHORTS[name](scale, tf32)
-    population = train.build(cohort)
-    diagnostics = train.diagnostics_of(cohort, population.network, population.task)
+    population = populations.build(cohort)
+    diagnostics = populations.diagnostics_of(cohort, population.network, population.task)
     what = f"{name} {mode(tf32)} {seed_for(cohort):x}"
     path = checkpoint and checkpoint / f"{name}-{mode(tf32)}.pt"
     progress = load(path, population, what) if path and path.exists() else Progress()
@@ -240,7 +240,7 @@ def go(name, scale, tf32, checkpoint, limit):
         one_epoch(population, diagnostics, progress, clock)
         progress.epoch_seconds.append(time.monotonic() - began)
         if progress.epoch == num_epochs:
-            scores = train.evaluate(population.network, population.task, "test")
+            scores = rung_rows.evaluate(population.network, population.task, "test")
             progress.test_loss = scores["loss"].tolist()
             progress.add("evaluating", clock.lap())
         if clock.is_cuda:
@@ -259,12 +259,12 @@ def go(name, scale, tf32, checkpoint, limit):
 def one_epoch(population, diagnostics, progress, clock):
     epoch = progress.epoch
     if epoch > 0:
-        loss_N = train.train_epoch(population, epoch)
+        loss_N = populations.train_epoch(population, epoch)
         progress.train_loss.append(loss_N.tolist())
         progress.add("training", clock.lap())
     progress.updates = population.update
     progress.is_recorded |= population.steps.is_recorded
-    scores = train.evaluate(population.network, population.task, "validation")
+    scores = rung_rows.evaluate(population.network, population.task, "validation")
     progress.val_loss.append(scores["loss"].tolist())
     progress.add("evaluating", clock.lap())
     moment = Moment(
@@ -325,7 +325,7 @@ def one_mlp(scale, task):
 
 @contextlib.contextmanager
 def rounding(tf32):
-    """As `pipeline.train` rounds, and cuDNN alike."""
+    """As `pipeline.populations` rounds, and cuDNN alike."""
     before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     torch.set_float32_matmul_precision("high" if tf32 else "highest")
     torch.backends.cudnn.allow_tf32 = tf32
@@ -362,13 +362,13 @@ def seconds_alone(name, scale, task, tf32):
 
 def seconds_kernel_by_kernel(cohort, task, scale):
     """Of one update of the population, not recorded."""
-    population = train.build(cohort, task, recorder=None)
+    population = populations.build(cohort, task, recorder=None)
     population.network.train()
     population.optimiser.start_epoch(1)
     clock, state, times = Clock(scale.device), None, []
-    with train._rounding(cohort.trials[0].trainer, cohort.device):
+    with populations.rounding(cohort.trials[0].trainer, cohort.device):
         for _, batch in zip(range(6), task.training_batches(1), strict=False):
-            _, state = train.update(population, batch, state)
+            _, state = populations.update(population, batch, state)
             times.append(clock.lap())
     return statistics.median(times[1:])
 

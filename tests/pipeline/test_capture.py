@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pipeline import catalog, train
+from pipeline import catalog, populations, rung_rows
 from pipeline.capture import WARMUP, CudaGraphs, Steps, tensors_in
 from pipeline.optim import Trainer
 from pipeline.plan import Choice, Cohort, TrialSpec
@@ -109,8 +109,8 @@ def run(population, epochs):
     for epoch in range(1, epochs + 1):
         if epoch == 3:
             population.optimiser.weights_NP[1, 3] = torch.nan
-        found.append(train.train_epoch(population, epoch).cpu())
-        train.evaluate(population.network, population.task, "validation")
+        found.append(populations.train_epoch(population, epoch).cpu())
+        rung_rows.evaluate(population.network, population.task, "validation")
         if epoch == 5:
             population.keep([3, 0])
     assert population.update == epochs * population.task.num_updates
@@ -135,7 +135,7 @@ def test_updates_in_place_equal_updates_as_they_come_bit_for_bit(kind, settings)
     """A hundred updates: dropout, carried state, rates that fall, a NaN, members that leave."""
     whole = cohort(kind, **settings)
     recorder = Dry()
-    plain, fixed = train.build(whole), train.build(whole, recorder=recorder)
+    plain, fixed = populations.build(whole), populations.build(whole, recorder=recorder)
     assert not plain.steps.is_recorded
     epochs = -(-100 // plain.task.num_updates)
     expected = run(plain, epochs)
@@ -149,11 +149,11 @@ def test_updates_in_place_equal_updates_as_they_come_bit_for_bit(kind, settings)
 @every_network
 def test_losses_of_single_updates_are_the_same(kind):
     whole = cohort(kind)
-    plain, fixed = train.build(whole), train.build(whole, recorder=Dry())
+    plain, fixed = populations.build(whole), populations.build(whole, recorder=Dry())
     state, replayed = None, 0
     for epoch in (1, 2, 3):
         for batch in plain.task.training_batches(epoch):
-            expected, state = train.update(plain, batch, None if batch.is_start else state)
+            expected, state = populations.update(plain, batch, None if batch.is_start else state)
             replayed += fixed.steps.is_recorded
             found = fixed.steps(fixed, batch)
             assert torch.equal(found, expected)
@@ -220,7 +220,7 @@ def test_forgetting_starts_from_no_state():
 
 def test_what_cannot_be_recorded_runs_as_it_comes_and_says_why():
     whole = cohort("gru")
-    plain, refused = train.build(whole), train.build(whole, recorder=Refusing())
+    plain, refused = populations.build(whole), populations.build(whole, recorder=Refusing())
     expected = run(plain, 6)
     with pytest.warns(RuntimeWarning, match=r"kernel by kernel.*not permitted when stream is cap"):
         found = run(refused, 6)
@@ -242,8 +242,8 @@ def test_a_state_of_unknown_kind_is_not_recorded():
 
 def test_a_recording_keeps_the_memory_it_writes_to():
     """A larger batch from elsewhere takes new memory; the old must not be given back."""
-    fixed = train.build(cohort("gru"), recorder=Dry())
-    train.train_epoch(fixed, 1)
+    fixed = populations.build(cohort("gru"), recorder=Dry())
+    populations.train_epoch(fixed, 1)
     held = {tensor.data_ptr() for tensor in fixed.steps._recording._held}
     blocks = fixed.network._memory()._blocks
     assert {block.data_ptr() for block in blocks.values()} <= held
@@ -256,13 +256,13 @@ def test_a_recording_keeps_the_memory_it_writes_to():
 @every_network
 def test_an_update_leaves_every_tensor_where_it_was(kind, optimiser):
     """A recording goes on writing to where a tensor was; one that takes its place is not seen."""
-    population = train.build(cohort(kind, **OPTIMISERS[optimiser]))
+    population = populations.build(cohort(kind, **OPTIMISERS[optimiser]))
     (first, second, *_) = population.task.training_batches(1)
-    _, state = train.update(population, first, None)
+    _, state = populations.update(population, first, None)
     before = tensors_in(population)
-    train.update(population, second, state)
+    populations.update(population, second, state)
     population.optimiser.start_epoch(2)
-    train.evaluate(population.network, population.task, "validation")
+    rung_rows.evaluate(population.network, population.task, "validation")
     after = tensors_in(population)
     assert [id(tensor) for tensor in after] == [id(tensor) for tensor in before]
     assert [t.data_ptr() for t in after] == [t.data_ptr() for t in before]
@@ -301,8 +301,8 @@ def numbers_in(value):
 def test_an_update_asks_nothing_of_the_device_and_knows_no_number_that_changes(kind, optimiser):
     """On `meta` a value that is read raises, and all but the CPU take the ways of a GPU."""
     whole = cohort(kind, **OPTIMISERS[optimiser])
-    task = train.load_task(whole)
-    population = train.build(dataclasses.replace(whole, device="meta"), task)
+    task = populations.load_task(whole)
+    population = populations.build(dataclasses.replace(whole, device="meta"), task)
     (first, *_), state = task.training_batches(1), None
     first = Batch(first.inputs.to("meta"), first.targets.to("meta"))
     watches = []
@@ -310,7 +310,7 @@ def test_an_update_asks_nothing_of_the_device_and_knows_no_number_that_changes(k
         population.optimiser.start_epoch(epoch)
         for _ in range(2):
             with Watch("meta") as watch:
-                _, state = train.update(population, first, state)
+                _, state = populations.update(population, first, state)
             watches.append(watch)
     assert not any(watch.strangers for watch in watches), watches[0].strangers
     # The first starts from no state and takes its memory.
@@ -340,7 +340,7 @@ def test_the_watch_sees_what_would_break_a_recording():
 @every_network
 def test_cuda_graphs_give_the_losses_of_single_kernels(kind, dtype):
     whole = cohort(kind, device="cuda", dtype=dtype)
-    plain, recorded = train.build(whole, recorder=None), train.build(whole)
+    plain, recorded = populations.build(whole, recorder=None), populations.build(whole)
     epochs = -(-100 // plain.task.num_updates)
     expected = run(plain, epochs)
     with warnings.catch_warnings():
@@ -355,9 +355,11 @@ def test_cuda_graphs_give_the_losses_of_single_kernels(kind, dtype):
 def test_cuda_gives_the_losses_of_the_cpu(kind):
     losses = []
     for device in ("cpu", "cuda"):
-        population = train.build(cohort(kind, device=device, dtype="float64"))
+        population = populations.build(cohort(kind, device=device, dtype="float64"))
         losses.append(
-            torch.stack([train.train_epoch(population, epoch).cpu() for epoch in range(1, 10)])
+            torch.stack(
+                [populations.train_epoch(population, epoch).cpu() for epoch in range(1, 10)]
+            )
         )
     torch.testing.assert_close(losses[1], losses[0], rtol=0, atol=1e-9)
 
@@ -365,8 +367,8 @@ def test_cuda_gives_the_losses_of_the_cpu(kind):
 @needs_cuda
 @every_network
 def test_a_replay_does_not_wait_for_the_device(kind):
-    population = train.build(cohort(kind, device="cuda"))
-    train.train_epoch(population, 1)
+    population = populations.build(cohort(kind, device="cuda"))
+    populations.train_epoch(population, 1)
     assert population.steps.is_recorded
     (first, *_) = population.task.training_batches(2)
     population.steps(population, first)
@@ -382,11 +384,11 @@ def test_a_replay_does_not_wait_for_the_device(kind):
 @every_network
 def test_a_nan_leaves_the_others_bits_alone_in_cuda_graphs(kind):
     whole = cohort(kind, device="cuda")
-    healthy, poisoned = train.build(whole), train.build(whole)
+    healthy, poisoned = populations.build(whole), populations.build(whole)
     for epoch in (1, 2, 3):
         if epoch == 2:
             poisoned.optimiser.weights_NP[1, 3] = torch.nan
-        found = [train.train_epoch(population, epoch) for population in (healthy, poisoned)]
+        found = [populations.train_epoch(population, epoch) for population in (healthy, poisoned)]
         assert torch.equal(found[0][[0, 2, 3]], found[1][[0, 2, 3]])
     assert poisoned.steps.is_recorded
     assert poisoned.died_at_N.tolist() == [0, 1 + poisoned.task.num_updates, 0, 0]

@@ -21,7 +21,7 @@ from pipeline.executors.inline import InlineExecutor
 from pipeline.executors.process import ProcessExecutor
 from pipeline.optim import Trainer
 from pipeline.plan import Choice, Cohort, TrialSpec
-from pipeline.train import load_task
+from pipeline.populations import load_task
 from pipeline.worker import Worker
 from tasks.base import seed_for
 from tasks.char_text import CharText

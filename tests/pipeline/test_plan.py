@@ -17,10 +17,11 @@ from pipeline.estimate import Driving, Known, Load, forecast, load_of, memory_of
 from pipeline.optim import Trainer
 from pipeline.plan import Choice, Cohort, Limits, TrialSpec, plan, shape_key
 from pipeline.planning import size, to_practise
+from pipeline.populations import load_task
 from pipeline.practice import pace_of
 from pipeline.regularisers.flossing import Flossing
 from pipeline.regularisers.smoothness import Smoothness
-from pipeline.train import load_task, train
+from pipeline.train import train
 from tasks.base import per_member_fields, seed_for
 from tasks.delayed_recall import DelayedRecall
 from tasks.networks.lstm import LSTM

@@ -8,7 +8,7 @@ import torch
 from pipeline import config, sizing
 from pipeline.optim import Trainer
 from pipeline.plan import Choice, Cohort, Limits, TrialSpec, plan
-from pipeline.train import build
+from pipeline.populations import build
 from tasks.base import seed_for
 from tasks.networks.mlp import MLP
 from tasks.planar import Planar

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import catalog, records, snapshot, spending, train
+from pipeline import catalog, populations, records, snapshot, spending, train
 from pipeline.checkpoints import Checkpoints
 from pipeline.diagnostics.base import Reading
 from pipeline.optim import Trainer
@@ -159,7 +159,7 @@ def test_divergence_before_and_after_a_snapshot_is_told_the_same(tmp_path):
 
 def fresh(one):
     """What a population is before anything was restored."""
-    population = train.build(one)
+    population = populations.build(one)
     losses = dict.fromkeys(one.numbers, 0.0)
     return snapshot.take(population, 0, losses, {}, Spent())
 

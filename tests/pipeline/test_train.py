@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import catalog, records, spending, train
+from pipeline import catalog, populations, records, rung_rows, spending, train
 from pipeline.diagnostics.base import Reading
 from pipeline.optim import Trainer
 from pipeline.plan import Choice, Cohort, TrialSpec
@@ -201,10 +201,10 @@ def test_a_caller_may_stop_at_any_rung():
 @pytest.mark.parametrize("kind", ["planar", "char_text"])
 def test_evaluation_equals_a_hand_computation(kind, split):
     task = {"planar": PLANAR, "char_text": TEXT}[kind]
-    population = train.build(
+    population = populations.build(
         Cohort(sweep_seed=7, trials=tuple(spec(n, task, dtype="float64") for n in range(2)))
     )
-    found = train.evaluate(population.network, population.task, split)
+    found = rung_rows.evaluate(population.network, population.task, split)
     losses, state = [], None
     with torch.no_grad():
         for batch in population.task.batches(split):
@@ -224,7 +224,7 @@ def test_training_loss_is_that_of_torch_by_hand():
     """One plain torch network, one optimiser: the loop everyone would write."""
     one = spec(2, PLANAR, mlp(0), dtype="float64", clip_norm=0.5)
     rungs, rows = run([one])
-    population = train.build(Cohort(sweep_seed=7, trials=(one,)))
+    population = populations.build(Cohort(sweep_seed=7, trials=(one,)))
     network, task = population.network, population.task
     optimiser = torch.optim.Adam(
         network.parameters(), lr=one.trainer.learning_rate, weight_decay=one.trainer.weight_decay
@@ -240,7 +240,7 @@ def test_training_loss_is_that_of_torch_by_hand():
             optimiser.step()
             losses.append(loss.item())
         assert values(rows, 2)[epoch, "train_loss"] == pytest.approx(np.mean(losses), rel=1e-11)
-    final = train.evaluate(network, task, "validation")["loss"]
+    final = rung_rows.evaluate(network, task, "validation")["loss"]
     assert rungs[-1].val_loss[2] == pytest.approx(float(final), rel=1e-11)
 
 

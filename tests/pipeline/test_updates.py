@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline import catalog, train
+from pipeline import catalog, populations
 from pipeline.optim import Trainer
 from pipeline.plan import Choice, Cohort, TrialSpec
 from tasks.base import seed_for
@@ -78,7 +78,7 @@ def losses(population, updates=UPDATES, before=None):
         if before is not None:
             before(population, number)
         state = None if batch.is_start else state
-        loss_N, state = train.update(population, batch, state)
+        loss_N, state = populations.update(population, batch, state)
         found.append(loss_N)
     return torch.stack(found)
 
@@ -212,8 +212,8 @@ def test_losses_are_those_of_plain_torch(kind, settings, optimiser, dtype):
     if dtype == "float32" and optimiser == "adamw":
         pytest.skip("adam and sgd tell")
     whole = cohort(kind, dtype=dtype, optimiser=optimiser, **settings)
-    found = losses(train.build(whole))
-    fresh = train.build(whole)
+    found = losses(populations.build(whole))
+    fresh = populations.build(whole)
     for n in range(3):
         expected = by_hand(kind, fresh, n)
         torch.testing.assert_close(found[:, n], expected, rtol=0, atol=TOLERANCES[dtype])
@@ -226,7 +226,7 @@ def test_both_ways_of_an_lstm_give_the_same_losses(settings, dtype, monkeypatch)
     found = {}
     for is_fused in (True, False):
         monkeypatch.setattr(lstm, "is_fused", lambda _, answer=is_fused: answer)
-        found[is_fused] = losses(train.build(whole))
+        found[is_fused] = losses(populations.build(whole))
     torch.testing.assert_close(found[True], found[False], rtol=0, atol=TOLERANCES[dtype])
     assert not torch.equal(found[True], found[False])
 
@@ -244,7 +244,7 @@ def test_one_product_over_all_steps_gives_the_gradient_that_is_summed(
     for is_gathered in (True, False):
         answer = lambda _, answer=is_gathered: answer  # noqa: E731
         monkeypatch.setattr(recurrent_walk, "is_gathered", answer)
-        found[is_gathered] = losses(train.build(whole))
+        found[is_gathered] = losses(populations.build(whole))
     torch.testing.assert_close(found[True], found[False], rtol=0, atol=TOLERANCES[dtype])
     assert not torch.equal(found[True], found[False])
 
@@ -256,9 +256,9 @@ def test_a_member_alone_has_the_losses_it_has_in_company(
     kind, settings, is_fused, dtype, monkeypatch
 ):
     monkeypatch.setattr(lstm, "is_fused", lambda _: is_fused)
-    together = losses(train.build(cohort(kind, dtype=dtype, **settings)))
+    together = losses(populations.build(cohort(kind, dtype=dtype, **settings)))
     for n in range(3):
-        alone = losses(train.build(cohort(kind, members=1, first=n, dtype=dtype, **settings)))
+        alone = losses(populations.build(cohort(kind, members=1, first=n, dtype=dtype, **settings)))
         torch.testing.assert_close(alone[:, 0], together[:, n], rtol=0, atol=TOLERANCES[dtype])
 
 
@@ -269,7 +269,7 @@ def test_a_member_that_turns_nan_leaves_the_others_bits_alone(
 ):
     monkeypatch.setattr(lstm, "is_fused", lambda _: is_fused)
     whole = cohort(kind, dtype="float32", **settings)
-    healthy, poisoned = train.build(whole), train.build(whole)
+    healthy, poisoned = populations.build(whole), populations.build(whole)
     expected = losses(healthy, 40)
 
     def poison(population, number):
@@ -291,10 +291,10 @@ def test_a_member_that_turns_nan_leaves_the_others_bits_alone(
 def test_members_that_stay_go_on_as_if_nobody_had_left(kind, settings, is_fused, monkeypatch):
     monkeypatch.setattr(lstm, "is_fused", lambda _: is_fused)
     whole = cohort(kind, members=4, dtype="float64", **settings)
-    stayed, left = train.build(whole), train.build(whole)
+    stayed, left = populations.build(whole), populations.build(whole)
     for epoch in (1, 2, 3):
-        together = train.train_epoch(stayed, epoch)
-        cut = train.train_epoch(left, epoch)
+        together = populations.train_epoch(stayed, epoch)
+        cut = populations.train_epoch(left, epoch)
         if epoch > 1:
             together = together[[3, 1]]
         torch.testing.assert_close(cut, together, rtol=0, atol=1e-10)
@@ -309,7 +309,7 @@ def test_members_that_stay_go_on_as_if_nobody_had_left(kind, settings, is_fused,
 @every_network
 def test_the_gradient_is_that_of_finite_differences(kind, settings, is_fused, monkeypatch):
     monkeypatch.setattr(lstm, "is_fused", lambda _: is_fused)
-    population = train.build(cohort(kind, members=2, **settings))
+    population = populations.build(cohort(kind, members=2, **settings))
     network, task = population.network, population.task
     batch = next(iter(task.training_batches(1)))
     inputs = batch.inputs[:3]
@@ -374,7 +374,7 @@ print(again.growth(sys.argv[1], json.loads(sys.argv[2])))
 
 def growth(kind, settings):
     """Bytes that 500 updates add to the process: the lesser of two stretches."""
-    population = train.build(cohort(kind, members=8, dtype="float32", **settings))
+    population = populations.build(cohort(kind, members=8, dtype="float32", **settings))
     losses(population, 300)
     added = []
     for _ in range(2):
@@ -411,10 +411,10 @@ def test_a_cohort_takes_little_more_than_the_sum_of_its_members(kind, optimiser)
         init_scale=1.0,
         **size,
     )
-    population = train.build(whole)
+    population = populations.build(whole)
     batch = next(iter(population.task.training_batches(1)))
     population.optimiser.start_epoch(1)
-    found = peak_bytes(lambda: train.update(population, batch, None))
+    found = peak_bytes(lambda: populations.update(population, batch, None))
     held = population.optimiser.weights_NP.nbytes
     held += sum(m.nbytes for m in population.optimiser.moments.values())
     parameters = population.optimiser.weights_NP.nbytes
@@ -434,7 +434,7 @@ def test_products_are_rounded_only_where_a_trainer_asks_for_it_on_a_gpu():
     seen = []
     before = torch.get_float32_matmul_precision()
     for tf32, device in ((False, "cuda"), (True, "cuda"), (True, "cpu")):
-        with train._rounding(Trainer(tf32=tf32), device):
+        with populations.rounding(Trainer(tf32=tf32), device):
             seen.append(torch.get_float32_matmul_precision())
         assert torch.get_float32_matmul_precision() == before
     assert seen == ["highest", "high", "highest"]

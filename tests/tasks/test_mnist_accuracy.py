@@ -5,7 +5,7 @@ import torch
 
 from pipeline import config
 from pipeline.plan import plan
-from pipeline.train import build, train_epoch
+from pipeline.populations import build, train_epoch
 
 EPOCHS = 40
 SETTINGS = {

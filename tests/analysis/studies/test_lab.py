@@ -9,8 +9,8 @@ from analysis.studies.settings import Settings
 from pipeline.config import check
 from pipeline.folder_store import FolderStore
 from pipeline.plan import plan
+from pipeline.populations import build
 from pipeline.sweep import Driver
-from pipeline.train import build
 from tasks.base import Config
 
 TREE = {

@@ -5,7 +5,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 
-from pipeline import catalog, snapshot, train
+from pipeline import catalog, populations, snapshot
 from pipeline.optim import Trainer
 from pipeline.plan import Choice, Cohort, TrialSpec
 from pipeline.spending import Spent
@@ -57,9 +57,9 @@ def cohort(*trials, **options):
 
 def trained(whole, epochs=2, *, recorder=None, leave=None):
     """Weights by trial after some epochs; `leave` says who goes after the first."""
-    population = train.build(whole, recorder=recorder)
+    population = populations.build(whole, recorder=recorder)
     for epoch in range(1, epochs + 1):
-        train.train_epoch(population, epoch)
+        populations.train_epoch(population, epoch)
         if leave is not None and epoch == 1:
             population.keep([n for n, m in enumerate(population.numbers) if m != leave])
     weights = population.optimiser.weights_NP.clone()
@@ -145,7 +145,7 @@ def test_a_penalty_that_is_no_number_makes_its_member_diverge(name, monkeypatch)
 @every_regulariser
 def test_the_gradient_is_that_of_the_penalty(name):
     """Against central differences, in 20 directions a member."""
-    population = train.build(company(name))
+    population = populations.build(company(name))
     (regulariser,) = population.regularisers
     inputs = next(iter(population.task.training_batches(1))).inputs
     weights_NP = population.optimiser.weights_NP
@@ -178,13 +178,13 @@ def test_until_is_the_last_epoch_it_acts_in(name):
         assert torch.equal(first[0][number], first[1][number])
         assert not torch.equal(second[0][number], second[1][number])
     # From then on a member is trained by the loss alone.
-    population = train.build(one)
-    train.train_epoch(population, 1)
-    plain = train.build(cohort(*(trial(n, name, None) for n in range(3))))
-    train.train_epoch(plain, 1)
+    population = populations.build(one)
+    populations.train_epoch(population, 1)
+    plain = populations.build(cohort(*(trial(n, name, None) for n in range(3))))
+    populations.train_epoch(plain, 1)
     plain.optimiser.weights_NP.copy_(population.optimiser.weights_NP)
     for each in (population, plain):
-        train.train_epoch(each, 2)
+        populations.train_epoch(each, 2)
     assert torch.equal(plain.optimiser.weights_NP, population.optimiser.weights_NP)
 
 
@@ -197,10 +197,10 @@ def test_a_resumed_cohort_equals_the_unbroken_one_bit_for_bit(name, until):
         _, population = trained(whole, stop)
         losses = dict.fromkeys(population.numbers, 0.5)
         kept = snapshot.take(population, stop, losses, {}, Spent())
-        resumed = train.build(whole)
+        resumed = populations.build(whole)
         snapshot.restore(resumed, kept)
         for epoch in range(stop + 1, 5):
-            train.train_epoch(resumed, epoch)
+            populations.train_epoch(resumed, epoch)
         for number, weights in zip(resumed.numbers, resumed.optimiser.weights_NP, strict=True):
             assert torch.equal(weights, unbroken[number])
 
@@ -235,16 +235,16 @@ def test_recorded_updates_equal_updates_as_they_come(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_only_what_can_be_recorded_is_recorded_on_a_gpu(name, monkeypatch):
-    monkeypatch.setattr(train, "CudaGraphs", lambda device: f"graphs on {device}")
-    regularisers = train.build(company(name)).regularisers
+    monkeypatch.setattr(populations, "CudaGraphs", lambda device: f"graphs on {device}")
+    regularisers = populations.build(company(name)).regularisers
     assert regularisers
     is_recordable = catalog.load("regularisers", name).is_recordable
-    found = train.recorder_for("cuda:1", regularisers)
+    found = populations.recorder_for("cuda:1", regularisers)
     assert found == ("graphs on cuda:1" if is_recordable else None)
-    assert train.recorder_for("cpu", regularisers) is None
+    assert populations.recorder_for("cpu", regularisers) is None
     recorder = Dry()
-    monkeypatch.setattr(train, "recorder_for", lambda device, these: recorder)
-    assert train.build(company(name)).steps._recorder is recorder
+    monkeypatch.setattr(populations, "recorder_for", lambda device, these: recorder)
+    assert populations.build(company(name)).steps._recorder is recorder
 
 
 MISFITS = {
@@ -280,6 +280,6 @@ MISFITS = {
 def test_what_does_not_fit_is_refused_before_anything_starts(case):
     name, network, settings, message = MISFITS[case]
     with pytest.raises(UnsuitableError, match=message):
-        train.build(cohort(trial(0, name, 0.5, network=network, **settings)))
+        populations.build(cohort(trial(0, name, 0.5, network=network, **settings)))
     # Nobody is asked for a penalty of weight 0.
-    train.build(cohort(trial(0, name, 0.0, network=network, **settings)))
+    populations.build(cohort(trial(0, name, 0.0, network=network, **settings)))
