@@ -78,7 +78,7 @@ class SubspacesUsefulness(Study):
 
     config: Config
     paper = SUBSPACES
-    item = "Reviews: what the diagnostics are good for"
+    item = "Q14 in the reviews"
     title = "Decisions by Lyapunov diagnostics, and what they gain"
     claims = (
         *(
@@ -282,7 +282,8 @@ def decided(networks: pd.DataFrame, resamples: int, rng: np.random.Generator) ->
         if rule != LOSS:
             rank += _ranks(scores[alone][drawn])
         best = np.argsort(rank, kind="stable")[: max(1, len(drawn) // 2)]
-        return float(final[drawn][best].mean())
+        # In one order, so that the same networks have the same mean to the last digit.
+        return float(np.sort(final[drawn][best]).mean())
 
     n, everyone = len(networks), np.arange(len(networks))
     draws = rng.integers(0, n, (resamples, n))
