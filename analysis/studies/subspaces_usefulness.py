@@ -20,6 +20,7 @@ import pandas as pd
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Picture
+from scipy.stats import rankdata
 from torch import Tensor
 
 from analysis import words
@@ -309,7 +310,7 @@ def decided(networks: pd.DataFrame, resamples: int, rng: np.random.Generator) ->
 
 def _ranks(values: np.ndarray) -> np.ndarray:
     """0 for the smallest; what is no number comes last."""
-    ranks: np.ndarray = pd.Series(values).rank(na_option="bottom").to_numpy()
+    ranks: np.ndarray = rankdata(np.where(np.isnan(values), np.inf, values))
     return ranks
 
 
