@@ -29,7 +29,9 @@ setup: $(READY) ## make .venv with the pinned versions of everything (demo and t
 # that an interrupted one is never taken for complete: the next run starts afresh. Later changes
 # are installed in place, where pip itself mends what an interruption left.
 # torch comes first and by its pinned version: unpinned, it is the newest, with several gigabytes
-# of CUDA packages.
+# of CUDA packages. Nothing is compiled before it is imported, unless Python may not keep it then: most
+# modules never are, and compiling them all takes half of the time.
+NO_COMPILE := $(if $(PYTHONDONTWRITEBYTECODE),,--no-compile)
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
 	  echo "lyapsweep needs Python 3.11 or newer, but $(PYTHON) is: $$($(PYTHON) --version 2>&1)" >&2; \
@@ -40,8 +42,8 @@ $(READY): pyproject.toml constraints.txt
 	  rm -rf .venv && mkdir .venv && touch $(UNFINISHED) && \
 	  echo "Setting up .venv; this takes a few minutes …" && $(PYTHON) -m venv .venv; \
 	fi
-	@$(PIP) install --quiet --constraint constraints.txt "$$(grep '^torch==' constraints.txt)"
-	@$(PIP) install --quiet --constraint constraints.txt --editable '.[dev]'
+	@$(PIP) install --quiet $(NO_COMPILE) --constraint constraints.txt "$$(grep '^torch==' constraints.txt)"
+	@$(PIP) install --quiet $(NO_COMPILE) --constraint constraints.txt --editable '.[dev]'
 	@rm -f $(UNFINISHED) && touch $(READY)
 	@echo ".venv is ready"
 
