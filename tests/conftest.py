@@ -12,7 +12,7 @@ os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "1"
 
 # Machines that run tests are often busy: a slow example is no fault.
-settings.register_profile("lyapsweep", deadline=None, max_examples=50, derandomize=True)
+settings.register_profile("lyapsweep", deadline=None, max_examples=30, derandomize=True)
 settings.load_profile("lyapsweep")
 
 

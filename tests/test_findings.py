@@ -100,6 +100,7 @@ def test_the_plan_is_the_one_that_was_fixed_before_a_trial_had_ended(store, name
     assert json.loads((FOLDER / name / FILE).read_text("utf-8"))["sha256"] == registration.sha256
 
 
+@pytest.mark.slow
 def test_the_planned_tests_of_a_sweep_come_out_as_written(store):
     frame = SweepFrame.from_store(store, "recall-fresh")
     frame = dataclasses.replace(frame, registration=preregistration_of(store, "recall-fresh"))

@@ -186,7 +186,8 @@ def test_interrupt_stops_at_the_epoch_and_resume_completes(run: Run, folder: Pat
     once_everywhere(folder, "stopped", TRIALS, EPOCHS + 1)
 
 
-@pytest.mark.parametrize("delay", [0.3, pytest.param(1.5, marks=pytest.mark.slow)])
+@pytest.mark.slow  # tests/cli/test_checkpoints.py kills one every time
+@pytest.mark.parametrize("delay", [0.3, 1.5])
 def test_killed_driver_and_resume(run: Run, folder: Path, delay: float) -> None:
     process = start(folder, "sweep", "tiny.yaml", "--name", "killed", *LONG)
     wait_for_line(process, r"running")

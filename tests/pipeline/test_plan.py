@@ -315,6 +315,7 @@ def _seconds(cohort, task):
     return time.perf_counter() - started
 
 
+@pytest.mark.slow
 def test_plan_foretells_a_sweep(tmp_path):
     """Start to end of real processes. The wide berth is for tests that run beside others."""
     tree = {

@@ -953,7 +953,7 @@ def test_a_driver_with_a_pruner_loses_nothing_when_killed(tmp_path, crasher, ref
     assert_exactly_once(one, reference(PRUNED))
 
 
-@pytest.mark.parametrize("checkpoint", [None, 1])
+@pytest.mark.parametrize("checkpoint", [pytest.param(None, marks=pytest.mark.slow), 1])
 @pytest.mark.parametrize("step", [pytest.param(1, marks=pytest.mark.slow), 19])
 def test_a_driver_with_a_pruner_killed_before_any_operation_loses_nothing(
     tmp_path, crasher, reference, step, checkpoint
