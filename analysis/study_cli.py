@@ -146,13 +146,9 @@ def _plan(word: str, scale: str, chosen: Sequence["Settings"], file: Path | None
             typer.echo("  trains nothing")
         for part in settings.sweeps:
             typer.echo(f"{settings.name}, sweep {part}:")
-            for line in costs_of(settings, part):
-                if isinstance(line, str):
-                    typer.echo(f"  {line}")
-                    continue
-                found.append(line)
-                if line.costs is None:
-                    typer.echo(f"{settings.name}, sweep {part}: {line.why}", err=True)
+            found.append(costs_of(settings, part, lambda line: typer.echo(f"  {line}")))
+            if found[-1].costs is None:
+                typer.echo(f"{settings.name}, sweep {part}: {found[-1].why}", err=True)
     if file is not None:
         file.write_text(table(word, scale, chosen, found), encoding="utf-8")
         typer.echo(str(file))

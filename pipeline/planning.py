@@ -32,6 +32,10 @@ def batches_of(config: SweepConfig) -> list[list[Cohort]]:
     return [plan(specs, config.limits) for specs in batches]
 
 
+class NoDeviceError(RuntimeError):
+    """The GPU that trials are to train on is a Ray worker's, and this machine has none."""
+
+
 @dataclass(frozen=True)
 class Costs:
     """What a sweep takes on this machine, by a rehearsal.
@@ -149,23 +153,20 @@ class SweepPlan:
             )
             yield f"measure   {choice.name} {when}"
         slots, threads = config.execution.num_workers, config.execution.num_threads
-        yield (f"executor  {config.execution.executor}, {slots} at a time, {threads} threads each")
+        yield f"executor  {config.execution.executor}, {slots} at a time, {threads} threads each"
         if slots * threads > cores():
             yield (
                 f"warning   {slots} workers of {threads} threads hinder one another on {cores()} "
                 "cores; leave execution.threads out"
             )
 
-    def costs(self) -> Costs | None:
-        """By a rehearsal of some seconds; None where this machine lacks the GPU it would need.
-
-        Raises RehearsalError.
-        """
+    def costs(self) -> Costs:
+        """By a rehearsal of some seconds. Raises NoDeviceError, RehearsalError."""
         config = self.config
         execution, is_adaptive = config.execution, config.sampler.is_adaptive
         kind = torch.device(execution.device).type
         if kind == "cuda" and not torch.cuda.is_available():
-            return None
+            raise NoDeviceError(f"trials train on {execution.device}, and this machine has none")
         slots, cohorts = execution.num_workers, self.cohorts
         at_once = min(slots, max(map(len, self.batches)) if is_adaptive else len(cohorts))
         chosen = to_practise(cohorts)
@@ -213,12 +214,10 @@ def describe(config: SweepConfig, *, calibrate: bool = True) -> Iterator[str]:
     yield from planned.settings()
     if not calibrate:
         return
-    costs = planned.costs()
-    if costs is None:
-        device = planned.config.execution.device
-        yield f"time      unknown: trials train on {device}, and this machine has none"
-    else:
-        yield from costs.lines()
+    try:
+        yield from planned.costs().lines()
+    except NoDeviceError as error:
+        yield f"time      unknown: {error}"
 
 
 def to_practise(cohorts: Sequence[Cohort]) -> list[Cohort]:

@@ -1,7 +1,7 @@
 """What studies would cost: settings and a rehearsal of each sweep, and all of them as one table."""
 
 import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 
@@ -10,7 +10,7 @@ from analysis.studies.base import Study
 from analysis.studies.settings import Settings
 from pipeline import catalog
 from pipeline.config import cores
-from pipeline.planning import Costs, SweepPlan, size
+from pipeline.planning import Costs, NoDeviceError, SweepPlan, size
 from pipeline.progress import duration
 from pipeline.rehearsal import RehearsalError
 from tasks.base import MissingDataError, UnsuitableError
@@ -48,23 +48,19 @@ class PartCosts:
         return [*what, costs.weights, *times, size(each)]
 
 
-def costs_of(settings: Settings, part: str) -> Iterator[str | PartCosts]:
-    """Lines for a person as they come to be known, and last what they say."""
-    name = settings.name
+def costs_of(settings: Settings, part: str, tell: Callable[[str], None]) -> PartCosts:
+    """Of one sweep; `tell` is handed lines for a person as they come to be known."""
     plan: SweepPlan | None = None
     try:
         plan = SweepPlan(settings.sweeps[part])
-        yield from plan.settings()
+        for line in plan.settings():
+            tell(line)
         costs = plan.costs()
-    except (RehearsalError, UnsuitableError, MissingDataError) as error:
-        yield PartCosts(name, part, plan, None, str(error))
-        return
-    if costs is None:
-        device = plan.config.execution.device
-        yield PartCosts(name, part, plan, None, f"trains on {device}, and this machine has none")
-        return
-    yield from costs.lines()
-    yield PartCosts(name, part, plan, costs)
+    except (NoDeviceError, RehearsalError, UnsuitableError, MissingDataError) as error:
+        return PartCosts(settings.name, part, plan, None, str(error))
+    for line in costs.lines():
+        tell(line)
+    return PartCosts(settings.name, part, plan, costs)
 
 
 def table(word: str, scale: str, chosen: Sequence[Settings], found: Sequence[PartCosts]) -> str:

@@ -13,10 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline import catalog, practice
+from pipeline.config import check
 from pipeline.estimate import Driving, Known, Load, forecast, load_of, memory_of
 from pipeline.optim import Trainer
 from pipeline.plan import Choice, Cohort, Limits, TrialSpec, plan, shape_key
-from pipeline.planning import size, to_practise
+from pipeline.planning import describe, size, to_practise
 from pipeline.populations import load_task
 from pipeline.practice import pace_of
 from pipeline.regularisers.flossing import Flossing
@@ -313,6 +314,20 @@ def _seconds(cohort, task):
     for _ in train(cohort, task):
         pass
     return time.perf_counter() - started
+
+
+def test_where_only_workers_have_gpus_settings_alone_are_told(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    tree = {
+        "trials": 4,
+        "task": {"name": "planar", "points": 200},
+        "network": {"name": "mlp", "depth": 2, "width": 6},
+        "trainer": {"epochs": 2},
+        "execution": {"executor": "ray", "device": "cuda", "cohort_size": 2, "workers": 1},
+    }
+    lines = list(describe(check(tree)))
+    assert lines[0] == "task      planar"
+    assert lines[-1] == "time      unknown: trials train on cuda, and this machine has none"
 
 
 @pytest.mark.slow
