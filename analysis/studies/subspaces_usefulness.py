@@ -11,7 +11,7 @@ of the loss, which needs them. The third decision, a regulariser, is that of `fl
 
 import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -21,7 +21,6 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Picture
 from scipy.stats import rankdata
-from torch import Tensor
 
 from analysis import words
 from analysis.figures.base import INK, OKABE_ITO, new_picture
@@ -181,12 +180,11 @@ class SubspacesUsefulness(Study):
         means_T = seen.inputs.mean(0)
         _, loss = at_the_end(network, task, unseen)
         steps = len(means_T)
-        scores: dict[str, Callable[[], Tensor]] = {
-            ADJOINT: lambda: adjoint_exponents(network, seen).mean(0),
-            GRADIENT: lambda: loss_gradients(network, task, seen).mean(0),
+        orders = {
+            ADJOINT: [adjoint_exponents(network, seen).mean(0).argsort()],
+            GRADIENT: [loss_gradients(network, task, seen).mean(0).argsort()],
+            RANDOM: [torch.randperm(steps, generator=generator) for _ in range(_DRAWS)],
         }
-        orders = {name: [score().argsort()] for name, score in scores.items()}
-        orders[RANDOM] = [torch.randperm(steps, generator=generator) for _ in range(_DRAWS)]
         for share in self.config.shares:
             count = max(1, round(share * steps))
             for name, drawn in orders.items():

@@ -8,8 +8,8 @@ from analysis.studies.lab import Lab
 from analysis.studies.settings import Settings, load
 from analysis.studies.sigmas import effects
 from analysis.studies.subspaces_alignment import SubspacesAlignment
-from pipeline import config
 from pipeline.folder_store import FolderStore
+from tests.analysis.studies.shrunk import digits_and_recall
 
 PARTS = ("digits", "recall")
 
@@ -79,14 +79,8 @@ def test_runs_at_tiny_settings(tmp_path, monkeypatch):
         "measure": {"gradient_alignment": {"at": [0, 1, 2], "sequences": 4, "ranks": [1, 5]}},
         "execution": {"cohort_size": 2, "executor": "inline", "keep_weights": True},
     }
-    digits = {"name": "sequential_digits", "order": "row", "train_size": 64}
-    recall = {"name": "delayed_recall", "steps": 10, "updates": 2, "validation_size": 20}
-    sweeps = {
-        "digits": config.check({**tree, "task": digits}),
-        "recall": config.check({**tree, "task": recall}),
-    }
     own = SubspacesAlignment.Config(early=1)
-    settings = Settings("subspaces_alignment", "small", 2, own, sweeps)
+    settings = Settings("subspaces_alignment", "small", 2, own, digits_and_recall(tree))
     study = settings.study()
     found = study.measure(Lab(settings, FolderStore(tmp_path / "store")))
     spans = found["spans"]

@@ -18,8 +18,8 @@ from analysis.studies.subspaces_usefulness import (
     both,
     decided,
 )
-from pipeline import config
 from pipeline.folder_store import FolderStore
+from tests.analysis.studies.shrunk import digits_and_recall
 
 PARTS = ("digits", "recall")
 
@@ -164,14 +164,8 @@ def test_runs_at_tiny_settings(tmp_path, monkeypatch):
         },
         "execution": {"cohort_size": 4, "executor": "inline", "keep_weights": True},
     }
-    digits = {"name": "sequential_digits", "order": "row", "train_size": 64}
-    recall = {"name": "delayed_recall", "steps": 10, "updates": 2, "validation_size": 20}
-    sweeps = {
-        "digits": config.check({**tree, "task": digits}),
-        "recall": config.check({**tree, "task": recall}),
-    }
     own = SubspacesUsefulness.Config(early=1, resamples=100, sequences=6)
-    settings = Settings("subspaces_usefulness", "small", 1, own, sweeps)
+    settings = Settings("subspaces_usefulness", "small", 1, own, digits_and_recall(tree))
     study = settings.study()
     found = study.measure(Lab(settings, FolderStore(tmp_path / "store")))
     assert len(found["networks"]) == 8
