@@ -25,6 +25,7 @@ from pipeline.dynamics.orthonormal import (
     norms_below,
     order_of,
     squares_above,
+    write_out,
 )
 from pipeline.dynamics.staircase import Stairs, columns
 
@@ -119,9 +120,7 @@ class HalvedStairs:
     def _with_zeros(self) -> tuple[Tensor, Tensor, Tensor]:
         """The quarters, their triangles written out."""
         A, C, B = self.quarters()
-        for triangle in (A, B):
-            triangle.triu_(1).diagonal().fill_(1.0)
-        return A, C, B
+        return write_out(A), C, write_out(B)
 
 
 def eliminate_halves(

@@ -121,7 +121,7 @@ def triangularise(V_NBDK: Tensor) -> Factors:
     for V, frame in zip(V_NBDK.flatten(0, 1), frame_NBKD.flatten(0, 1), strict=True):
         L_KD = V.mT.clone(memory_format=torch.contiguous_format)
         found = eliminate(L_KD)
-        torch.gather(L_KD, 1, inverse(found.order).expand(K, D), out=frame)
+        torch.gather(write_out(L_KD), 1, inverse(found.order).expand(K, D), out=frame)
         logs.append(found.logs)
         depths.append(found.depth)
     return Factors(
@@ -138,10 +138,10 @@ class Eliminated(NamedTuple):
 
 
 def eliminate(V_KD: Tensor) -> Eliminated:
-    """Gaussian elimination of one matrix, given transposed, in place: Lᵀ is left in `V_KD`.
+    """Gaussian elimination of one matrix, given transposed, in place.
 
-    In place because a fresh matrix costs more, in page faults, than a pass through it; the matrix
-    must be contiguous.
+    Lᵀ is left above the diagonal of `V_KD`, Rᵀ on and below it. In place because a fresh matrix
+    costs more, in page faults, than a pass through it; the matrix must be contiguous.
     """
     K, D = V_KD.shape
     if blas.is_at_hand(V_KD):
@@ -153,8 +153,18 @@ def eliminate(V_KD: Tensor) -> Eliminated:
         pivots = found - 1
     diagonal = V_KD.diagonal().clone()
     norms = norms_below(V_KD)
-    V_KD.triu_(1).diagonal().fill_(1.0)
     return Eliminated(*logs_and_depth(diagonal, norms), order_of(pivots, D))
+
+
+def write_out(L_KD: Tensor) -> Tensor:
+    """The ones and zeros of a unit lower triangular L, given transposed, in place; returns it.
+
+    Example:
+        >>> write_out(torch.tensor([[7.0, 3.0], [7.0, 7.0]])).mT.tolist()
+        [[1.0, 0.0], [3.0, 1.0]]
+    """
+    L_KD.triu_(1).diagonal().fill_(1.0)
+    return L_KD
 
 
 def inverse(order: Tensor) -> Tensor:

@@ -189,7 +189,7 @@ def _carry(
     zeros_NBK = torch.zeros((N, B, K), dtype=torch.float64, device=orbit.device)
     current_NBK, gauge_NBK = zeros_NBK.clone(), zeros_NBK
     blocks = _Blocks()
-    schedule = Schedule(N, t_on, orbit.dtype, is_gauged=method == "lu")
+    schedule = Schedule(N, t_on, orbit.dtype, is_gauged=method == "lu", steps=steps)
     since, next_look, step = 0, FIRST_LOOK, -1
 
     def growth() -> Growth:

@@ -13,7 +13,10 @@ LONGEST_AUTO = 8
 """Largest T_ON that "auto" picks with orthonormal frames: a QR is then a small share of a step."""
 
 LONGEST_GAUGED = 16
-"""The same with triangular frames, whose gauge at the end of each block costs half a QR."""
+"""The same with triangular frames, whose gauge at the end of each block costs half a QR.
+
+Half as much again where that cuts a run evenly: a last block cut short costs a gauge and is of no
+use to error estimates."""
 
 
 class Schedule:
@@ -32,10 +35,16 @@ class Schedule:
     """
 
     def __init__(
-        self, num_members: int, t_on: int | Literal["auto"], dtype: torch.dtype, *, is_gauged: bool
+        self,
+        num_members: int,
+        t_on: int | Literal["auto"],
+        dtype: torch.dtype,
+        *,
+        is_gauged: bool,
+        steps: int = 0,
     ) -> None:
         self._is_auto = t_on == "auto"
-        self.block = LONGEST_GAUGED if is_gauged else LONGEST_AUTO
+        self.block = _gauged_block(steps) if is_gauged else LONGEST_AUTO
         if t_on != "auto":
             # Gauges cost, so that blocks hold several factorisations where they are needed.
             self.block = t_on * math.ceil(LONGEST_GAUGED / t_on) if is_gauged else t_on
@@ -75,3 +84,9 @@ class Schedule:
         # Blocks end with a factorisation, so they are cut evenly.
         even = math.ceil(self.block / math.ceil(self.block / max(1, fitting)))
         return min(even, 2 * self.t_on[n])
+
+
+def _gauged_block(steps: int) -> int:
+    """Steps of a block in a run of so many (0: unknown), where its end is dear."""
+    lengths = range(LONGEST_GAUGED, LONGEST_GAUGED * 3 // 2 + 1)
+    return max((b for b in lengths if steps and steps % b == 0), default=LONGEST_GAUGED)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from pipeline.dynamics import blas
-from pipeline.dynamics.orthonormal import inverse
+from pipeline.dynamics.orthonormal import inverse, write_out
 
 PANEL = 64
 """Columns a product where the rows of a frame end elsewhere than in columns of their own."""
@@ -33,7 +33,9 @@ class Shear(Protocol):
 
 @dataclass(frozen=True)
 class Stairs:
-    """One frame. With `order`, row i of Q is row order[i] of it, and 0 from column i + 1 on.
+    """One frame. With `order`, row i of Q is row order[i] of it, 1 in column i and 0 from there on.
+
+    Those ones and zeros need not be written: what stands in their place is not read.
 
     Example:
         >>> frame = Stairs(torch.tensor([[1.0, 3.0], [0.0, 1.0]]), torch.tensor([1, 0]))
@@ -51,6 +53,10 @@ class Stairs:
         assert self.order_D is not None
         return inverse(self.order_D)
 
+    @cached_property
+    def _written_KD(self) -> Tensor:
+        return self.Q_KD if self.order_D is None else write_out(self.Q_KD)
+
     @property
     def is_split(self) -> bool:
         """Whether all of a square frame's first rows in L are those of the state's first half."""
@@ -63,7 +69,7 @@ class Stairs:
         """Rows of the frame, (K, M), in the coordinates `shear`."""
         if self.order_D is None:
             return self.Q_KD[:, here]
-        return columns(self.Q_KD, self.places_D[here])
+        return columns(self._written_KD, self.places_D[here])
 
     def write(self, out_KD: Tensor) -> Tensor:
         """Writes the frame itself; returns where its rows end, (D,)."""
@@ -71,7 +77,7 @@ class Stairs:
         if self.order_D is None:
             out_KD.copy_(self.Q_KD)
             return torch.full((D,), K, device=out_KD.device)
-        torch.gather(self.Q_KD, 1, self.places_D.expand(K, D), out=out_KD)
+        torch.gather(self._written_KD, 1, self.places_D.expand(K, D), out=out_KD)
         ends = (self.places_D + 1).clamp_(max=K)
         if self.shear is not None:
             self.shear.undo(out_KD, ends)
@@ -86,17 +92,18 @@ class Stairs:
             out_KE.addmm_(self.Q_KD[:, here], J_ME, beta=beta)
             return
         K = len(self.Q_KD)
+        if beta == 0 and K == len(J_ME) == len(self.order_D):
+            torch.index_select(J_ME, 0, self.order_D, out=out_KE)
+            blas.multiply(out_KE, self.Q_KD)
+            return
         places, order = self.places_D[here].sort()
         # Rows that end in a column of their own: with those columns they are a triangle.
         M = int(torch.searchsorted(places, K))
         first, last = int(places[0]), int(places[-1])
         is_contiguous = last - first == len(places) - 1
         own: slice | Tensor = slice(first, first + M) if is_contiguous else places[:M]
-        L_KM = self.Q_KD[:, first : last + 1] if is_contiguous else columns(self.Q_KD, places)
-        if beta == 0 and M == K == len(places):
-            torch.index_select(J_ME, 0, order, out=out_KE)
-            blas.multiply(out_KE, self.Q_KD)
-            return
+        L_KD = self._written_KD
+        L_KM = L_KD[:, first : last + 1] if is_contiguous else columns(L_KD, places)
         J_ME = J_ME[order]
         if beta == 0:
             out_KE.zero_()
