@@ -1,10 +1,6 @@
 """Spectra against systems with known answers, laws, and the mistakes others made."""
 
-import doctest
-import importlib
-import inspect
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -442,43 +438,3 @@ def test_inputs_and_maps_that_do_not_fit_are_refused():
     assert lyapunov_spectrum(tall, k=2, warmup=0, steps=2).exponents.shape == (2,)
     with pytest.raises(ValueError, match="k must be at most the rows of every map"):
         lyapunov_spectrum(tall, warmup=0, steps=2)
-
-
-DYNAMICS = Path(propagate.__file__).parent
-WITHOUT_EXAMPLES = {"__init__", "prepared", "selfcheck", "sources", "sweeps"}
-"""What serves the measurements alone; their examples run through it."""
-
-
-def module_named(name):
-    return importlib.import_module(f"pipeline.dynamics.{name}")
-
-
-@pytest.mark.parametrize("name", sorted(path.stem for path in DYNAMICS.glob("*.py")))
-def test_the_examples_in_the_docstrings_run(name):
-    result = doctest.testmod(module_named(name))
-    assert result.failed == 0
-    assert (result.attempted > 0) is (name not in WITHOUT_EXAMPLES)
-
-
-def public_functions(name):
-    module = module_named(name)
-    return [
-        function
-        for word, function in vars(module).items()
-        if inspect.isfunction(function)
-        and not word.startswith("_")
-        and function.__module__ == module.__name__
-    ]
-
-
-WIDE = ("activations", "correlations", "curves", "exponents", "lengths", "phases")
-
-
-@pytest.mark.parametrize(
-    "name",
-    ["spectrum", "ftle", "clv", "local", "geometry", "structure", "derived"]
-    + [f"wide.{name}" for name in WIDE],
-)
-def test_every_measurement_has_an_example(name):
-    lacking = [f.__name__ for f in public_functions(name) if ">>>" not in (f.__doc__ or "")]
-    assert not lacking
