@@ -310,10 +310,11 @@ def ui(
     """
     import socket
 
+    from pipeline.mlflow_place import is_server
     from pipeline.store import StoreError, hide_password, store_uri
 
     uri = store_uri(store)
-    if uri.startswith(("http://", "https://")):
+    if is_server(uri):
         typer.echo(f"the store is served already: {hide_password(uri)}")
         return
     if uri.startswith("folder:"):

@@ -16,6 +16,11 @@ from tasks.datasets import cache_folder
 _EMPTY = "experiments"
 
 
+def is_server(uri: str) -> bool:
+    """Whether a store is reached by asking an MLflow server."""
+    return uri.startswith(("http://", "https://"))
+
+
 def sqlite_path(uri: str) -> Path | None:
     """The file of a SQLite store; None for any other."""
     if uri.startswith("sqlite:///"):
@@ -107,7 +112,7 @@ def check_writable(database: Path) -> None:
 
 def artifact_location(uri: str) -> str | None:
     """Absolute folder for artifacts of stores without a server; a server has its own."""
-    if uri.startswith(("http://", "https://")):
+    if is_server(uri):
         return None
     chosen = os.environ.get("LYAPSWEEP_ARTIFACTS")
     if chosen:

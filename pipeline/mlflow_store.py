@@ -11,11 +11,11 @@ import hashlib
 import os
 import re
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 # Set before mlflow is imported: it reads them once.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -30,20 +30,20 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
 import logging
 
 import mlflow
-import requests
-import sqlalchemy.exc
 from mlflow.entities import Metric, Param, RunStatus, RunTag, ViewType
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from pipeline import mlflow_artifacts as artifacts
 from pipeline import plain_file, reading, records
+from pipeline.mlflow_errors import guarded
 from pipeline.mlflow_fields import metrics_of, note, params_of
 from pipeline.mlflow_once import asked_once
 from pipeline.mlflow_place import (
     artifact_location,
     check_writable,
     create_database,
+    is_server,
     pristine_database,
     sqlite_path,
 )
@@ -55,16 +55,13 @@ from pipeline.store import (
     Entry,
     NameInUseError,
     NoSuchSweepError,
-    StoreAwayError,
     StoreError,
-    StoreFullError,
     SweepInfo,
     TrialStart,
     hide_password,
     info_of,
 )
 
-_SERVERS = ("http://", "https://")
 _PREFIX = "lyapsweep."
 _SWEEP, _KIND, _STATE = f"{_PREFIX}sweep", f"{_PREFIX}kind", f"{_PREFIX}state"
 _UID, _NUMBER, _SHA = f"{_PREFIX}trial_uid", f"{_PREFIX}trial_number", f"{_PREFIX}sha256"
@@ -86,38 +83,6 @@ _MOST_METRICS = 900
 # Files fetched at once, and how many of them may wait for whoever asks.
 _FETCHERS = 4
 _FETCHED_AHEAD = 64
-
-_P = ParamSpec("_P")
-_T = TypeVar("_T")
-
-
-def _guarded(method: Callable[_P, _T]) -> Callable[_P, _T]:
-    """Turns the store's many exceptions into one StoreError that names the store."""
-
-    def inner(*args: _P.args, **kwargs: _P.kwargs) -> _T:
-        try:
-            return method(*args, **kwargs)
-        except (
-            MlflowException,
-            sqlalchemy.exc.SQLAlchemyError,
-            requests.RequestException,
-            OSError,
-        ) as error:
-            store = args[0]
-            assert isinstance(store, MlflowStore)
-            # What failed may have happened all the same: look again next time.
-            store.forget()
-            brief = _brief(error)
-            kind: type[StoreError] = StoreError
-            if "is full" in brief or "No space left" in brief:
-                kind = StoreFullError
-            elif store.uri.startswith(_SERVERS) and not _is_refusal(error):
-                kind = StoreAwayError
-            message = hide_password(store.uri, f"MLflow store {store.uri}: {brief}")
-            raise kind(message) from error
-
-    inner.__name__, inner.__doc__ = method.__name__, method.__doc__
-    return inner
 
 
 class MlflowStore:
@@ -141,7 +106,7 @@ class MlflowStore:
         self._experiments, self._parents, self._runs = {}, {}, {}
         self._is_in_doubt = True
 
-    @_guarded
+    @guarded
     def prepare(self) -> None:
         """Creates or upgrades the database: in one process, before any worker exists."""
         database = sqlite_path(self.uri)
@@ -153,7 +118,7 @@ class MlflowStore:
                 create_database(database, _touch, pristine_database(mlflow.__version__))
         self._connect().search_experiments(max_results=1)
 
-    @_guarded
+    @guarded
     def create_sweep(self, info: SweepInfo) -> None:
         """Creates the experiment and the parent run; its name tag is set last."""
         client = self._connect()
@@ -205,7 +170,7 @@ class MlflowStore:
         self._parents[info.name] = run.info.run_id
         self._runs[info.name] = {}
 
-    @_guarded
+    @guarded
     def sweep(self, name: str) -> SweepInfo:
         """Reads sweep.json of the parent run."""
         parent = self._parent(name) if self._exists() else None
@@ -229,7 +194,7 @@ class MlflowStore:
             except (ValueError, TypeError, KeyError) as error:
                 raise StoreError(f"{path}: not a sweep description ({error})") from error
 
-    @_guarded
+    @guarded
     def sweeps(self) -> list[SweepInfo]:
         """Every experiment with a parent run of ours."""
         if not self._exists():
@@ -249,7 +214,7 @@ class MlflowStore:
                 break
         return [self.sweep(name) for name in found if self._parent(name) is not None]
 
-    @_guarded
+    @guarded
     def set_state(self, name: str, state: str) -> None:
         """Tag and status of the parent run. At the end no trial has a second run."""
         client, parent = self._connect(), self._require_parent(name)
@@ -264,14 +229,14 @@ class MlflowStore:
             if database is not None:
                 fold(database)
 
-    @_guarded
+    @guarded
     def note(self, name: str, key: str) -> str | None:
         """A tag of the parent run."""
         run = self._connect().get_run(self._require_parent(name))
         text = run.data.tags.get(f"{_PREFIX}{key}")
         return text or None
 
-    @_guarded
+    @guarded
     def set_note(self, name: str, key: str, text: str | None) -> None:
         """Sets the tag; an empty one is none."""
         client, parent = self._connect(), self._require_parent(name)
@@ -281,7 +246,7 @@ class MlflowStore:
             # Of two that make a tag at the same moment MLflow lets one fail; now it is there.
             client.set_tag(parent, f"{_PREFIX}{key}", text or "")
 
-    @_guarded
+    @guarded
     def begin_trial(self, name: str, start: TrialStart) -> None:
         """Finds or creates the run with this uid; parameters are those of every attempt."""
         client = self._connect()
@@ -312,7 +277,7 @@ class MlflowStore:
             client.set_tag(run_id, f"{_PREFIX}attempt", str(start.attempt))
         client.log_batch(run_id, params=[Param(*p) for p in params_of(start).items()])
 
-    @_guarded
+    @guarded
     def interrupt_trial(self, name: str, number: int, reason: str) -> None:
         """KILLED, with the reason; a resume sets it running again."""
         run_id = self._trials(name).get(number)
@@ -322,7 +287,7 @@ class MlflowStore:
             client.set_tag(run_id, f"{_PREFIX}reason", reason)
             client.set_terminated(run_id, status="KILLED")
 
-    @_guarded
+    @guarded
     def publish(self, name: str, path: Path) -> None:
         """Metrics with their own time stamps, the file under a fixed name, then the status."""
         record = records.read(path)
@@ -352,7 +317,7 @@ class MlflowStore:
         client.log_batch(run_id, metrics=metrics, tags=[RunTag(k, v) for k, v in tags.items()])
         client.set_terminated(run_id, status=_RUN_STATUS[header.state], end_time=header.end_ms)
 
-    @_guarded
+    @guarded
     def states(self, name: str) -> dict[int, str]:
         """From the runs' tags."""
         self.sweep(name)
@@ -360,7 +325,7 @@ class MlflowStore:
         found = {int(run.data.tags[_NUMBER]): run.data.tags[_STATE] for run in runs}
         return dict(sorted(found.items()))
 
-    @_guarded
+    @guarded
     def entries(self, name: str) -> list[Entry]:
         """Every run of a trial."""
         self.sweep(name)
@@ -379,7 +344,7 @@ class MlflowStore:
             )
         return sorted(found, key=lambda entry: entry.number)
 
-    @_guarded
+    @guarded
     def remove_entry(self, name: str, key: str) -> None:
         """Deletes a run, as MLflow deletes: `mlflow gc` makes it final."""
         run = self._connect().get_run(key)
@@ -388,7 +353,7 @@ class MlflowStore:
         self._connect().delete_run(key)
         self.forget()
 
-    @_guarded
+    @guarded
     def records(self, name: str) -> Iterator[TrialRecord]:
         """Reads each finished run's Parquet and checks its sha256."""
         self.sweep(name)
@@ -396,7 +361,7 @@ class MlflowStore:
         runs.sort(key=lambda run: int(run.data.tags[_NUMBER]))
         return self._read_all(runs)
 
-    @_guarded
+    @guarded
     def record(self, name: str, number: int) -> TrialRecord:
         """One finished run's Parquet."""
         self.sweep(name)
@@ -406,7 +371,7 @@ class MlflowStore:
             raise KeyError(f"sweep {name!r} has no finished trial {number}")
         return self._read(run)
 
-    @_guarded
+    @guarded
     def attach(self, name: str, path: Path, folder: str) -> None:
         """Artifacts of the parent run."""
         client, parent = self._connect(), self._require_parent(name)
@@ -415,13 +380,13 @@ class MlflowStore:
         else:
             client.log_artifact(parent, str(path), folder)
 
-    @_guarded
+    @guarded
     def attached(self, name: str, folder: str = "") -> list[str]:
         """Every artifact of the parent run but what describes the sweep."""
         found = artifacts.listed(self._connect(), self._require_parent(name), folder)
         return sorted(set(found) - {"sweep.json", "config.yaml"})
 
-    @_guarded
+    @guarded
     def fetch(self, name: str, file: str, target: Path) -> None:
         """Downloads it."""
         parent = self._require_parent(name)
@@ -429,7 +394,7 @@ class MlflowStore:
             raise KeyError(f"sweep {name!r} has no file {file!r}")
         artifacts.download(self._connect(), parent, file, target)
 
-    @_guarded
+    @guarded
     def fetch_trial(self, name: str, number: int, folder: Path) -> Path:
         """Downloads record and weights."""
         self.record(name, number)
@@ -494,7 +459,7 @@ class MlflowStore:
     def _search(self, name: str) -> list[Any]:
         """The runs of trials, with our tags at least."""
         client, experiment_id = self._connect(), self._require_experiment(name)
-        if not self.uri.startswith(_SERVERS):
+        if not is_server(self.uri):
             return _sound(tagged_runs(client, experiment_id, {_KIND: "trial"}, _PREFIX))
         found: list[Any] = []
         token = None
@@ -559,7 +524,7 @@ class MlflowStore:
         finally:
             pool.shutdown(cancel_futures=True)
 
-    @_guarded
+    @guarded
     def _read(self, run: Any) -> TrialRecord:
         with self._record_of(run) as path:
             return reading.read(File(path, run.data.tags.get(_SHA)))
@@ -593,17 +558,3 @@ def _sound(runs: list[Any]) -> list[Any]:
 def _touch(uri: str) -> None:
     """Makes MLflow create or upgrade its tables."""
     MlflowClient(uri).search_experiments(max_results=1)
-
-
-def _is_refusal(error: Exception) -> bool:
-    """Whether a server has answered, and that this cannot be had: 401, 403, 404, …"""
-    if not isinstance(error, MlflowException):
-        return False
-    return 400 <= int(error.get_http_status_code()) < 500  # type: ignore[no-untyped-call]
-
-
-def _brief(error: Exception) -> str:
-    """The one line of an exception that says what happened."""
-    cause = error.__cause__ if isinstance(error, MlflowException) else None
-    text = str(getattr(cause, "orig", None) or getattr(error, "orig", None) or error)
-    return (text.strip().splitlines() or [type(error).__name__])[0][:300]
