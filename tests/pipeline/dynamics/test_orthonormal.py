@@ -153,6 +153,18 @@ def test_methods_agree_on_a_whole_run(k, t_on):
         torch.testing.assert_close(found[method], found["householder"], atol=1e-8, rtol=0)
 
 
+@pytest.mark.parametrize(
+    ("steps", "blocks"),
+    [(100, [20] * 5), (48, [24] * 2), (72, [24] * 3), (37, [16, 16, 5]), (10, [10])],
+)
+def test_blocks_of_triangular_frames_cut_a_run_evenly(steps, blocks):
+    """Where 16 to 24 steps do: what is left over would be of no use to error estimates."""
+    orbit = GivenMaps([torch.eye(3)] * (steps + 5), steps + 5, 1, 3, F64, torch.device("cpu"))
+    frame = torch.eye(3, dtype=F64).expand(1, 1, 3, 3)
+    growth = carry(orbit, frame, warmup=5, steps=steps, t_on="auto", method="lu")
+    assert growth.block_steps_M.tolist() == blocks
+
+
 def test_blocks_of_triangular_frames_are_those_of_orthonormal_ones():
     """The gauge: every time block is logged as if the frame at its ends were orthonormal."""
     g = generator_for("blocks")
