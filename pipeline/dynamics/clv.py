@@ -24,6 +24,7 @@ from pipeline.dynamics.arithmetic import inverse
 from pipeline.dynamics.frames import Map
 from pipeline.dynamics.prepared import Prepared, prepared
 from pipeline.dynamics.propagate import floor_depth, random_frame
+from pipeline.dynamics.sources import whole_number
 from pipeline.dynamics.sweeps import positive_qr, transposed
 
 COOLDOWN_SHARE = 5
@@ -297,9 +298,9 @@ def _unit(columns: Tensor) -> Tensor:
 
 
 def _check_settings(cooldown: int | Literal["auto"], every: int, steps: int | None) -> None:
-    if cooldown != "auto" and cooldown < 0:
+    if cooldown != "auto" and whole_number("cooldown", cooldown, or_auto=True) < 0:
         raise ValueError(f"cooldown must be at least 0 or 'auto', got {cooldown}")
-    if every < 1:
+    if whole_number("every", every) < 1:
         raise ValueError(f"every must be at least 1, got {every}")
-    if steps is not None and steps < 1:
+    if steps is not None and whole_number("steps", steps) < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")

@@ -167,7 +167,8 @@ def finite_time_exponents(
         k: at most the narrowest layer's width and I.
         layer: l; None: the last hidden layer.
 
-    Each σ_i keeps its own digits, however far below σ_1. −inf for σ_i = 0, NaN for NaN weights.
+    Each σ_i keeps its own digits, however far below σ_1 the product of layers brings it. −inf
+    where σ_i cannot be told from 0: a layer sends its direction below 100 ε. NaN for NaN weights.
     Raises ValueError for k or layer out of range, ArithmeticError where sweeps do not settle
     within 200.
 
@@ -352,6 +353,8 @@ def _swept(orbit: Any, k: int, layer: int | None) -> _Swept:
 
 def _top(J_NBEr: Tensor, *, want_direction: bool) -> tuple[Tensor, Tensor | None]:
     """log σ_max (N, B) of every matrix, and its right singular vector (N, B, r) if wanted."""
+    # Squares of what is far from 1 would leave the range.
+    J_NBEr, log_scale_NB = _rescaled(J_NBEr, torch.zeros_like(J_NBEr[..., 0, 0]))
     E, r = J_NBEr.shape[-2:]
     if r == 1 or (E == 1 and not want_direction):
         value = J_NBEr.square().sum((-2, -1))
@@ -366,10 +369,11 @@ def _top(J_NBEr: Tensor, *, want_direction: bool) -> tuple[Tensor, Tensor | None
         pulled = (J_NBEr.mT @ u.unsqueeze(-1)).squeeze(-1)
         vector = pulled / torch.linalg.vector_norm(pulled, dim=-1, keepdim=True)
     value = torch.where(torch.isfinite(value), value, math.nan)
+    log_sigma = 0.5 * value.log() + log_scale_NB
     if not want_direction or vector is None:
-        return 0.5 * value.log(), None
+        return log_sigma, None
     is_number = (value > 0).unsqueeze(-1)
-    return 0.5 * value.log(), torch.where(is_number, vector, math.nan)
+    return log_sigma, torch.where(is_number, vector, math.nan)
 
 
 def _top_of_two(J_NBE2: Tensor, want_direction: bool) -> tuple[Tensor, Tensor | None]:

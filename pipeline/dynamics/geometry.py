@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from pipeline.dynamics.steps import generator_states
+
 LARGEST_CHUNK = 2**22
 """Numbers that the tangents of one chunk of a Hessian may hold: 32 MB in float64."""
 
@@ -358,16 +360,21 @@ def _float64(output: Any, num_rows: int | None) -> Tensor:
 
 
 def _in_float64(f: Callable[[Tensor], Any]) -> Callable[[Tensor], Any]:
-    """`f`, and a module with float64 copies of its parameters and buffers."""
+    """`f`, and a module with float64 copies of its parameters and buffers; refuses random ones."""
     if not isinstance(f, nn.Module):
-        return f
+        return _not_random(f)
     for name, module in f.named_modules():
+        is_norm = isinstance(module, nn.modules.batchnorm._BatchNorm)
         is_noisy = isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0
-        mixes_rows = isinstance(module, nn.modules.batchnorm._BatchNorm)
-        if module.training and (is_noisy or mixes_rows):
+        if module.training and (is_noisy or is_norm):
             raise ValueError(
                 f"'{name}' ({type(module).__name__}) is in training mode, where outputs are not a "
                 "function of the input alone; call .eval() first"
+            )
+        if is_norm and module.running_mean is None:
+            raise ValueError(
+                f"'{name}' ({type(module).__name__}) keeps no running statistics, so that the rows "
+                "of a batch depend on one another in any mode"
             )
     # Parameters stay parameters, as some modules look theirs up by that type.
     parameters = {
@@ -375,7 +382,23 @@ def _in_float64(f: Callable[[Tensor], Any]) -> Callable[[Tensor], Any]:
         for name, value in f.named_parameters()
     }
     buffers = {name: _lift(value) for name, value in f.named_buffers()}
-    return lambda x: torch.func.functional_call(f, {**parameters, **buffers}, (x,))
+    return _not_random(lambda x: torch.func.functional_call(f, {**parameters, **buffers}, (x,)))
+
+
+def _not_random(f: Callable[[Tensor], Any]) -> Callable[[Tensor], Any]:
+    """`f`; raises ValueError where it draws from a global generator."""
+
+    def checked(x: Tensor) -> Any:
+        before = generator_states(x.device)
+        output = f(x)
+        if not all(map(torch.equal, before, generator_states(x.device))):
+            raise ValueError(
+                "the callable draws random numbers, so that its outputs are not a function of the "
+                "input alone; switch its dropout off (.eval())"
+            )
+        return output
+
+    return checked
 
 
 def _lift(value: Tensor) -> Tensor:

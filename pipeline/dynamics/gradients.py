@@ -32,11 +32,14 @@ def back_propagated(maps: Sequence[Map | Any], pushes_NBTD: Tensor) -> Tensor:
         maps: J_1 … J_T; J_1 is not used.
         pushes_NBTD: ∇_{h_t} L_t, what the loss of step t alone asks of h_t.
 
+    Raises ValueError where there are not as many maps as steps.
+
     Example:
         >>> J, push = torch.diag(torch.tensor([2.0, 0.5])), torch.tensor([[0.0, 0.0], [1.0, 1.0]])
         >>> back_propagated([lambda Q: J @ Q] * 2, push[None, None])[0, 0].tolist()
         [[2.0, 0.5], [1.0, 1.0]]
     """
+    _check_steps(maps, pushes_NBTD)
     delta = torch.zeros_like(pushes_NBTD[:, :, 0])
     found: list[Tensor] = []
     for t in range(len(maps), 0, -1):
@@ -66,7 +69,10 @@ def back_propagated_in_frame(
 
     Columns of a narrower frame are those of the full one, so that the first m coefficients obey
     the same recursion without the others: R is upper triangular, its transpose looks back only.
+
+    Raises ValueError where there are not as many maps as steps, and for num_vectors out of range.
     """
+    _check_steps(maps, pushes_NBTD)
     Q = frame_NBDK
     K = Q.shape[-1] if num_vectors is None else num_vectors
     if not 1 <= K <= Q.shape[-1]:
@@ -102,11 +108,24 @@ def recurrent_gradient(slopes_NBTD: Tensor, deltas_NBTD: Tensor, before_NBTD: Te
 def left_vectors(gradient_NDD: Tensor, k: int) -> Tensor:
     """The k leading left singular vectors of a gradient, (N, D, k).
 
-    NaN for a member whose gradient is not finite, on which LAPACK would raise.
+    NaN for a member whose gradient is not finite, on which LAPACK would raise, and beyond the rank
+    of a gradient (σ_i ≤ D ε σ_1), where rounding would choose. Raises ValueError for k out of
+    range.
+
+    Example:
+        >>> left_vectors(torch.diag(torch.tensor([2.0, 3.0, 0.0]))[None], 2)[0].abs().tolist()
+        [[0.0, 1.0], [1.0, 0.0], [0.0, 0.0]]
+        >>> bool(left_vectors(torch.zeros(1, 3, 3), 2).isnan().all())  # a gradient that vanished
+        True
     """
+    D = min(gradient_NDD.shape[-2:])
+    if not 1 <= k <= D:
+        raise ValueError(f"k must be between 1 and {D}, got {k}")
     is_finite = torch.isfinite(gradient_NDD).all(-1).all(-1)[:, None, None]
-    U, _, _ = torch.linalg.svd(torch.where(is_finite, gradient_NDD, 0.0))
-    return torch.where(is_finite, U[..., :k], torch.nan)
+    U, sizes, _ = torch.linalg.svd(torch.where(is_finite, gradient_NDD, 0.0))
+    floor = D * torch.finfo(sizes.dtype).eps * sizes[:, 0]
+    is_vector = (sizes[:, :k] > floor[:, None])[:, None]
+    return torch.where(is_finite & is_vector, U[..., :k], torch.nan)
 
 
 def alignment(basis: Tensor, vectors: Tensor) -> Tensor:
@@ -116,7 +135,8 @@ def alignment(basis: Tensor, vectors: Tensor) -> Tensor:
         basis: (…, D, m), independent columns; they are orthonormalised.
         vectors: (…, D, k) orthonormal.
 
-    (…,) between 0 and 1; m/D on average for a random span. NaN in, NaN out.
+    (…,) between 0 and 1; m/D on average for a random span. NaN in, NaN out, and NaN for columns
+    that depend on each other to rounding, whose span is none of m directions.
 
     Example:
         >>> eye = torch.eye(4)
@@ -124,6 +144,16 @@ def alignment(basis: Tensor, vectors: Tensor) -> Tensor:
         0.5
     """
     is_finite = torch.isfinite(basis).all(-1).all(-1)[..., None, None]
-    Q = torch.linalg.qr(torch.where(is_finite, basis, 0.0)).Q
+    Q, R = torch.linalg.qr(torch.where(is_finite, basis, 0.0))
     share = (Q.mT @ vectors).square().sum((-2, -1)) / vectors.shape[-1]
-    return torch.where(is_finite[..., 0, 0], share, torch.nan)
+    floor = basis.shape[-2] * torch.finfo(basis.dtype).eps * torch.linalg.vector_norm(R, dim=-2)
+    spans = (R.diagonal(dim1=-2, dim2=-1).abs() > floor).all(-1)
+    return torch.where(is_finite[..., 0, 0] & spans, share, torch.nan)
+
+
+def _check_steps(maps: Sequence[Map | Any], pushes_NBTD: Tensor) -> None:
+    if pushes_NBTD.ndim != 4 or pushes_NBTD.shape[2] != len(maps):
+        raise ValueError(
+            f"pushes must be (N, B, T, D) with one step for each of the {len(maps)} maps; got "
+            f"{tuple(pushes_NBTD.shape)}"
+        )

@@ -232,8 +232,11 @@ class ModuleOrbit:
 def layers_of(module: nn.Module, dtype: torch.dtype) -> list[Layer]:
     """The weights of a recurrent module, detached and in `dtype`.
 
-    Raises ValueError for bidirectional modules, for projections, and for subclasses that compute
-    something else.
+    Weights that torch.nn.utils (weight_norm, spectral_norm, prune) keeps anew before each call are
+    made as a call would make them.
+
+    Raises ValueError for other modules, for bidirectional ones, for projections, and for subclasses
+    that compute something else.
 
     Example:
         >>> layers = layers_of(nn.LSTM(3, 4, num_layers=2), torch.float64)
@@ -245,7 +248,15 @@ def layers_of(module: nn.Module, dtype: torch.dtype) -> list[Layer]:
             "bidirectional modules have no Lyapunov spectrum: the backward half runs against "
             "time, so that no one-step map of a state exists; measure each direction on its own"
         )
-    own = next(kind for kind in MODULES if isinstance(module, kind))
+    own = next((kind for kind in MODULES if isinstance(module, kind)), None)
+    if own is None:
+        raise ValueError(
+            f"{type(module).__name__} is no recurrence of torch.nn; those are "
+            + ", ".join(kind.__name__ for kind in MODULES)
+        )
+    for hook in module._forward_pre_hooks.values():
+        if type(hook).__module__.startswith("torch.nn.utils."):
+            hook(module, ())
     if type(module).forward is not own.forward:
         raise ValueError(
             f"{type(module).__name__} has a forward of its own, so that the equations of "

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pipeline.dynamics.arithmetic import exact_arithmetic
 from pipeline.dynamics.propagate import Orbit, random_frame
-from pipeline.dynamics.sources import as_run, in_eval_mode
+from pipeline.dynamics.sources import as_run, in_eval_mode, whole_number
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,7 @@ def prepared(
 def _check_count(k: int | None, tangent_size: int) -> int:
     if k is None:
         return tangent_size
+    k = whole_number("k", k)
     if not 1 <= k <= tangent_size:
         raise ValueError(f"k must be between 1 and the state's size {tangent_size}, got {k}")
     return k

@@ -110,7 +110,7 @@ def random_frame(
 
     From LU_FROM tangents on, the sequences of a member share one, (N or 1, 1, D, k): drawing one
     costs as much as several steps. One generator gives all members the same frames; a
-    sequence of them gives each its own.
+    sequence of them gives each its own. Raises ValueError for another number of them.
 
     Example:
         >>> from pipeline.dynamics.steps import GivenMaps
@@ -120,6 +120,11 @@ def random_frame(
         (torch.Size([3, 2]), True)
     """
     each = [generators] if isinstance(generators, torch.Generator) else list(generators)
+    if len(each) not in (1, orbit.num_members):
+        raise ValueError(
+            f"there must be one generator, or one for each of the {orbit.num_members} members; "
+            f"got {len(each)}"
+        )
     num_frames = 1 if k >= LU_FROM else orbit.num_sequences
     shape = (num_frames, orbit.tangent_size, k)
     normal = torch.stack(

@@ -8,6 +8,7 @@ Shapes: B sequences, T steps, I inputs, D state, K tangents.
 
 import itertools
 import math
+import operator
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple, Protocol
@@ -52,7 +53,14 @@ def as_run(
     loop: Literal["open", "closed"],
     start: Tensor | None,
 ) -> Run:
-    """What to carry frames along, and how far."""
+    """What to carry frames along, and how far.
+
+    Raises ValueError for what cannot be measured and for settings that do not fit it.
+    """
+    if warmup != "auto":
+        warmup = whole_number("warmup", warmup, or_auto=True)
+    if steps is not None:
+        steps = whole_number("steps", steps)
     if state not in ("full", "hidden"):
         raise ValueError(f"state must be 'full' or 'hidden', got {state!r}")
     if loop not in ("open", "closed"):
@@ -115,6 +123,11 @@ def _step_orbit(
     if state != "full":
         raise ValueError("state='hidden' belongs to networks; a function has one state, the full")
     given = num_arguments(step)
+    if given == 1 and inputs is not None and start is not None:
+        raise ValueError(
+            "a function of the state alone gets no inputs, but both `inputs` and `start` are "
+            "given; for step(s, x), x must have no default"
+        )
     is_driven = given == 2 if given in (1, 2) else inputs is not None and start is not None
     if start is None and not is_driven:
         start, inputs = inputs, None
@@ -180,7 +193,7 @@ def _length_wanted(steps: int | None, warmup: int | Literal["auto"]) -> int:
     a fifth of the whole."""
     if steps is None:
         raise ValueError("an orbit without given inputs has no end of its own: pass `steps`")
-    if not isinstance(warmup, int):
+    if warmup == "auto":
         return steps + math.ceil(steps / (WARMUP_SHARE - 1))
     return steps + max(0, warmup)
 
@@ -199,9 +212,12 @@ def _given_maps(
             "a spectrum needs a network, an orbit, a torch.nn recurrence, a function of the state, "
             f"or Jacobians; got {type(source).__name__}"
         )
-    if not hasattr(source, "__len__") and steps is not None and isinstance(warmup, int):
-        # A stream is read map by map: it may be longer than memory.
-        return source, steps + max(0, warmup)
+    if not hasattr(source, "__len__") and steps is not None:
+        # A stream is read map by map: it may be longer than memory, or have no end.
+        wanted = _length_wanted(steps, warmup)
+        if warmup != "auto":
+            return source, wanted
+        source = itertools.islice(source, wanted)
     maps = list(source)
     return maps, len(maps)
 
@@ -229,6 +245,25 @@ def _maps_orbit(
     return GivenMaps(whole, num_steps, num_sequences, size, dtype, device)
 
 
+def whole_number(name: str, value: Any, *, or_auto: bool = False) -> int:
+    """The setting as an int. Raises ValueError for what is none.
+
+    Example:
+        >>> whole_number("steps", 7)
+        7
+        >>> try:
+        ...     whole_number("warmup", 2.5, or_auto=True)
+        ... except ValueError as error:
+        ...     print(error)
+        warmup must be a whole number or 'auto', got 2.5
+    """
+    try:
+        return operator.index(value)
+    except TypeError:
+        choice = " or 'auto'" if or_auto else ""
+        raise ValueError(f"{name} must be a whole number{choice}, got {value!r}") from None
+
+
 def refuse_imprecise(*sources: Any) -> None:
     """Raises ValueError for half precision and for complex numbers, anywhere in what is given.
 
@@ -249,7 +284,7 @@ def _split_steps(
         raise ValueError("there are no maps: a spectrum needs at least one")
     if steps is not None and steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")
-    if not isinstance(warmup, int):
+    if warmup == "auto":
         spare = available if steps is None else max(0, available - steps)
         before = min(available // WARMUP_SHARE, spare)
     elif warmup >= 0:

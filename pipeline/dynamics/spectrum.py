@@ -24,7 +24,7 @@ from pipeline.dynamics.arithmetic import exact_arithmetic
 from pipeline.dynamics.prepared import prepared
 from pipeline.dynamics.propagate import Growth, Orbit, carry, floor_depth
 from pipeline.dynamics.selfcheck import SelfCheck
-from pipeline.dynamics.sources import DrivenNetwork
+from pipeline.dynamics.sources import DrivenNetwork, whole_number
 from pipeline.dynamics.uncertainty import standard_error
 
 __all__ = ["Spectrum", "exact_arithmetic", "lyapunov_spectrum"]
@@ -226,8 +226,10 @@ def lyapunov_spectrum(
     """
     if tolerance is not None and not tolerance > 0:
         raise ValueError(f"tolerance must be greater than 0, got {tolerance}")
-    if t_on != "auto" and t_on < 1:
-        raise ValueError(f"t_on must be at least 1 or 'auto', got {t_on}")
+    if t_on != "auto":
+        t_on = whole_number("t_on", t_on, or_auto=True)
+        if t_on < 1:
+            raise ValueError(f"t_on must be at least 1 or 'auto', got {t_on}")
     with prepared(
         network_or_maps,
         inputs,
@@ -263,6 +265,8 @@ def lyapunov_spectrum(
     error = standard_error(logs, block_steps)
     at_floor = growth.deepest_NK < floor_depth(orbit.dtype)
     minus_infinity = torch.isneginf(exponents)
+    # With a longer T_ON of the caller's, it may be that alone which brought it to the floor.
+    is_singular = (at_floor | minus_infinity).any(-1) & (t_on in ("auto", 1))
     has_settled = _halves_agree(logs, block_steps, error) & _is_long(logs, block_steps, error)
     errors = check.errors(logs, counted)
     result = Spectrum(
@@ -282,10 +286,12 @@ def lyapunov_spectrum(
         state=getattr(orbit, "state", "full"),
         dtype=orbit.dtype,
         self_check=errors,
-        self_check_passed=check.passed(errors) & ~torch.isnan(exponents).any(-1),
+        self_check_passed=check.passed(errors, is_singular) & ~torch.isnan(exponents).any(-1),
         loop=getattr(orbit, "loop", "open"),
         method=growth.method,
-        has_reached_tolerance=None if goal is None else goal(growth),
+        has_reached_tolerance=(
+            None if goal is None else goal(growth) and not bool(exponents.isnan().any())
+        ),
     )
     return result if run.is_population else _without_members(result)
 

@@ -69,7 +69,8 @@ class StepMap:
 class StepOrbit:
     """A step applied `num_steps` times from `start` (B, D), with the inputs (B, T, I) if any.
 
-    Raises ValueError for a step that is random or returns another kind of state than it gets.
+    Raises ValueError for a step that is random, writes into the state it gets, returns another
+    kind of state, or cannot be differentiated by torch.
 
     Example:
         >>> orbit = StepOrbit(lambda s: s / 2, torch.ones(3, 2), None, num_steps=4)
@@ -87,13 +88,19 @@ class StepOrbit:
         num_steps: int,
         loop: str = "open",
     ) -> None:
-        self._step, self._start, self._inputs = step, start_BD, inputs_BTI
+        # A copy: a step may write to what it is given, and inference tensors have no derivative.
+        self._step, self._start = step, start_BD.clone()
+        self._inputs = None if inputs_BTI is None else _differentiable(inputs_BTI)
         self.num_sequences, self.tangent_size = start_BD.shape
         self.num_steps, self.loop = num_steps, loop
         self.dtype, self.device = start_BD.dtype, start_BD.device
+        self._refuse_unsuitable()
+
+    def _refuse_unsuitable(self) -> None:
+        first, given = self._at(0), self._start.clone()
         with _untouched_generators(self.device), torch.no_grad():
-            after, drawn = self._at(0)(start_BD), _generator_states(self.device)
-            again, drawn_again = self._at(0)(start_BD), _generator_states(self.device)
+            after, drawn = first(given), generator_states(self.device)
+            again, drawn_again = first(self._start.clone()), generator_states(self.device)
         # Values alone do not tell: a mask on a state of zeros leaves zeros.
         is_drawn = not all(map(torch.equal, drawn, drawn_again))
         if is_drawn or not torch.equal(after.nan_to_num(), again.nan_to_num()):
@@ -101,12 +108,28 @@ class StepOrbit:
                 "a step must not be random, but two calls with the same state draw different "
                 "numbers; switch dropout off or draw its mask once"
             )
-        if after.shape != start_BD.shape or after.dtype != start_BD.dtype:
+        if after.shape != given.shape or after.dtype != given.dtype:
             raise ValueError(
                 "a step must return states of the shape and dtype it gets; it got "
-                f"{start_BD.dtype} {tuple(start_BD.shape)} and returned "
+                f"{given.dtype} {tuple(given.shape)} and returned "
                 f"{after.dtype} {tuple(after.shape)}"
             )
+        if not torch.equal(given.nan_to_num(), self._start.nan_to_num()):
+            raise ValueError(
+                "a step must leave the state it gets as it was, but writes into it; work on a copy"
+            )
+        cause: Exception | None = None
+        try:
+            with _untouched_generators(self.device), torch.enable_grad():
+                is_recorded = first(self._start.clone().requires_grad_()).requires_grad
+        except RuntimeError as error:
+            is_recorded, cause = False, error
+        if not is_recorded:
+            raise ValueError(
+                "torch cannot differentiate this step: what it returns does not come from its "
+                "state by operations that torch records (numpy, .detach() and torch.no_grad() are "
+                "outside). Write it in torch, or pass its Jacobians or functions Q → J Q"
+            ) from cause
 
     def _at(self, t: int) -> Callable[[Tensor], Tensor]:
         if self._inputs is None:
@@ -204,14 +227,18 @@ def check_precision(tensor: Tensor) -> None:
         )
 
 
+def _differentiable(tensor: Tensor) -> Tensor:
+    return tensor.clone() if tensor.is_inference() else tensor
+
+
 @contextmanager
 def _untouched_generators(device: torch.device) -> Iterator[None]:
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         yield
 
 
-def _generator_states(device: torch.device) -> list[Tensor]:
-    """Of the global generators that a function on this device may draw from."""
+def generator_states(device: torch.device) -> list[Tensor]:
+    """States of the global generators that a function on this device may draw from."""
     states = [torch.get_rng_state()]
     if device.type == "cuda":
         states.append(torch.cuda.get_rng_state(device))

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from pipeline.dynamics.frames import Map
+from pipeline.dynamics.propagate import floor_depth
 
 OVERSAMPLE = 3
 """Columns carried beyond those asked for: log σ_k settles like (σ_{k+4}/σ_k)² a sweep, not
@@ -26,8 +27,8 @@ OVERSAMPLE = 3
 class Leading(NamedTuple):
     """The k leading singular triples of J_L … J_1.
 
-    log_values: (N, B, K) log σ_i. right: (N, B, D, K). left: (N, B, E, K). has_settled: (N, B)
-    False where more sweeps would have been needed.
+    log_values: (N, B, K) log σ_i; −inf where σ_i cannot be told from 0. right: (N, B, D, K).
+    left: (N, B, E, K). has_settled: (N, B) False where more sweeps would have been needed.
     """
 
     log_values: Tensor
@@ -98,7 +99,10 @@ def leading_singular_values(
         most_sweeps: after that, `has_settled` says what is left.
 
     Every input stops on its own, so that its numbers do not depend on its company. The start
-    frame is random but fixed. NaN stays with its member and input, −inf is σ = 0.
+    frame is random but fixed. NaN stays with its member and input. −inf is a σ_i that is 0 as far
+    as rounding lets one see: some map sent its direction below 100 ε of the column's length.
+
+    Raises ValueError for k out of range.
     """
     N, B = lead
     sizes = _sizes(maps, num_rows, lead, dtype, device)
@@ -137,16 +141,21 @@ def _forward(maps: Sequence[Map], V: Tensor, k: int) -> tuple[Leading, Tensor]:
     logs = torch.zeros((N, B, p), dtype=torch.float64, device=V.device)
     C = torch.eye(p, dtype=torch.float64, device=V.device).expand(N, B, p, p)
     log_scale = torch.zeros((N, B), dtype=torch.float64, device=V.device)
+    deepest = torch.zeros_like(logs)
     Q = V
     for J in maps:
         Q, R = positive_qr(J(Q))
         R = R.double()
-        logs = logs + log_diagonal(R)
+        found = log_diagonal(R)
+        logs = logs + found
+        deepest = torch.minimum(deepest, found - torch.linalg.vector_norm(R, dim=-2).log())
         C = R @ C
         size = C.abs().amax((-2, -1))
         size = torch.where(size == 0, 1.0, size)
         C, log_scale = C / size[..., None, None], log_scale + size.log()
     value, w = largest_eigenpair(C.mT @ C)
+    # What is left of a column that vanished is rounding, and looks like a number of its own.
+    logs = torch.where(deepest < floor_depth(V.dtype), -math.inf, logs)
     log_values = logs[..., :k].clone()
     log_values[..., 0] = 0.5 * value.log() + log_scale
     moved = (C @ w.unsqueeze(-1)) / value.sqrt()[..., None, None]

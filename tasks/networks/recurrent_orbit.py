@@ -67,7 +67,8 @@ class RecurrentOrbit(ABC, Generic[Step]):
     num_parts: what the state of a layer consists of: h alone, or h and c.
     output_rows: where the h of the last layer, which the readout sees, stands in the state.
 
-    Only the current state is kept, so that memory does not grow with the number of steps.
+    Only the current state is kept, so that memory does not grow with the number of steps. Raises
+    ValueError for inputs of another shape or size, and for tokens out of range.
     """
 
     num_parts: ClassVar[int]
@@ -81,6 +82,7 @@ class RecurrentOrbit(ABC, Generic[Step]):
         tangent_rows: int,
         closed: ClosedLoop | None,
     ) -> None:
+        _check_inputs(inputs, layers[0].W.shape[-1])
         self._first, self._num_layers = layers[0], len(layers)
         self._inputs, self._closed = inputs, closed
         self.state: StateConvention = state
@@ -121,3 +123,17 @@ class RecurrentOrbit(ABC, Generic[Step]):
             return linear(x_now.to(W.dtype).expand(self.num_members, *x_now.shape), W, b)
         drive = W.index_select(2, x_now).mT
         return drive if b is None else drive + b.unsqueeze(1)
+
+
+def _check_inputs(inputs: Tensor, size: int) -> None:
+    if inputs.is_floating_point():
+        if inputs.ndim != 3 or inputs.shape[-1] != size:
+            raise ValueError(f"inputs must be (B, T, {size}), got {tuple(inputs.shape)}")
+        return
+    if inputs.ndim != 2:
+        raise ValueError(f"tokens must be (B, T), got {tuple(inputs.shape)}")
+    if not inputs.numel():
+        return
+    least, most = (int(x) for x in inputs.aminmax())
+    if not 0 <= least <= most < size:
+        raise ValueError(f"tokens must be within 0 … {size - 1}, got {least} … {most}")

@@ -26,6 +26,7 @@ OF_THE_CPU = {
     "test_derived": "NumPy",
     "test_device": "a device of its own",
     "test_meanfield": "numbers, not tensors",
+    "test_meanfield_simulated": "numbers, not tensors",
     "test_mistakes": "runs the other tests",
 }
 MAKERS = {

@@ -14,7 +14,7 @@ MODULES = sorted(
     ".".join(path.relative_to(DYNAMICS).with_suffix("").parts) for path in DYNAMICS.rglob("*.py")
 )
 WITHOUT_EXAMPLES = {
-    *("__init__", "prepared", "selfcheck", "sources", "sweeps"),
+    *("__init__", "prepared", "selfcheck", "sweeps"),
     *("wide.__init__", "wide.checks", "wide.means"),
 }
 """What serves the measurements alone; their examples run through it."""
