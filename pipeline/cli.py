@@ -9,7 +9,7 @@ import os
 import sys
 import time
 from importlib.metadata import entry_points, version
-from typing import TYPE_CHECKING, Annotated, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
@@ -43,11 +43,20 @@ StoreOption = Annotated[
     ),
 ]
 ConfArgument = Annotated[
-    str, typer.Argument(metavar="CONF", help="A YAML file, or the name of a conf we ship: demo.")
+    str,
+    typer.Argument(
+        metavar="CONF",
+        help="A YAML file, or the name of a conf we ship: demo, planar, digits, recall, resnet, "
+        "charlm or charlm_small.",
+    ),
 ]
 SettingsArgument = Annotated[
     Optional[list[str]],  # noqa: UP045
     typer.Argument(metavar="[KEY=VALUE]...", help="Overrides: network.units=128"),
+]
+ExecutionArgument = Annotated[
+    Optional[list[str]],  # noqa: UP045
+    typer.Argument(metavar="[KEY=VALUE]...", help="Of `execution` alone: execution.workers=4"),
 ]
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="Name of a sweep.")]
 ExecutorOption = Annotated[
@@ -58,7 +67,7 @@ ExecutorOption = Annotated[
 ]
 AddressOption = Annotated[
     Optional[str],  # noqa: UP045
-    typer.Option("--address", help="A running Ray cluster: auto or ray://host:10001."),
+    typer.Option("--address", help="A running Ray cluster: auto, HOST:6379 or ray://HOST:10001."),
 ]
 
 
@@ -109,7 +118,7 @@ def sweep(
 @app.command()
 def resume(
     name: NameArgument,
-    settings: SettingsArgument = None,
+    settings: ExecutionArgument = None,
     executor: ExecutorOption = None,
     address: AddressOption = None,
     store: StoreOption = None,
@@ -143,7 +152,7 @@ def plan(
     conf: ConfArgument,
     settings: SettingsArgument = None,
     calibrate: Annotated[
-        bool, typer.Option(help="Time a few updates of each shape to estimate the cost.")
+        bool, typer.Option(help="Rehearse the sweep for some seconds to foretell its cost.")
     ] = True,
 ) -> None:
     """Show what a sweep would do: the space, the cohorts, epochs and cost. Nothing is kept.
@@ -246,8 +255,8 @@ def list_(
         str,
         typer.Argument(
             metavar="KIND",
-            help="tasks, networks, diagnostics, regularisers, samplers, pruners, data, predictors, "
-            "figures or studies.",
+            help="tasks, networks, diagnostics, regularisers, sections, ranges, samplers, "
+            "pruners, data, predictors, figures or studies.",
         ),
     ],
     name: Annotated[
@@ -260,7 +269,7 @@ def list_(
     Example: lyapsweep list networks lstm
     """
     from pipeline import catalog
-    from pipeline.space import SAMPLERS
+    from pipeline.space import SAMPLERS, WORDS
 
     if kind == "data":
         data_cli.list_()
@@ -268,16 +277,21 @@ def list_(
     if kind == "samplers":
         print_table(("sampler", "what it is"), list(SAMPLERS.items()))
         return
+    if kind == "ranges":
+        print_table(("range", "what it is"), list(WORDS.items()))
+        return
     if kind == "pruners":
         _list_pruners(name)
         return
+    if kind == "sections":
+        _list_sections(name)
+        return
     if kind not in catalog.kinds():
-        known = sorted({*catalog.kinds(), "samplers", "pruners", "data"})
+        others = {"samplers", "pruners", "data", "ranges", "sections"}
+        known = sorted({*catalog.kinds(), *others})
         raise typer.BadParameter(f"no kind {kind!r}; there are {', '.join(known)}")
     if name is not None:
-        from pipeline.listing import settings_of
-
-        print_table(("setting", "default", "what it may be"), settings_of(catalog.load(kind, name)))
+        _print_settings(catalog.load(kind, name).Config)
         return
     entries = catalog.entries(kind).values()
     print_table((catalog.singular(kind), "what it is"), [(e.name, e.summary) for e in entries])
@@ -293,10 +307,26 @@ def _list_pruners(name: str | None) -> None:
         known = ", ".join(pruning.names())
         raise catalog.UnknownNameError(f"no pruner {name!r}; there are {known}")
     if name != pruning.NONE:
-        from pipeline.listing import settings_of
+        _print_settings(pruning.pruner_type(name).Config)
 
-        rows = settings_of(pruning.pruner_type(name))
-        print_table(("setting", "default", "what it may be"), rows)
+
+def _list_sections(name: str | None) -> None:
+    from pipeline import catalog
+    from pipeline.config import SETTINGS
+
+    if name is None:
+        rows = [(one, (config.__doc__ or "").splitlines()[0]) for one, config in SETTINGS.items()]
+        print_table(("section", "what it is"), rows)
+        return
+    if name not in SETTINGS:
+        raise catalog.UnknownNameError(f"no section {name!r}; there are {', '.join(SETTINGS)}")
+    _print_settings(SETTINGS[name])
+
+
+def _print_settings(config: Any) -> None:
+    from pipeline.listing import settings_of
+
+    print_table(("setting", "default", "what it may be"), settings_of(config))
 
 
 @app.command()

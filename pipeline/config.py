@@ -11,7 +11,7 @@ A tree has the sections
     measure: {name: {…}, …}      what is measured meanwhile
     execution: {…}               where; changes no result (its cohort_size sets a default batch)
 
-and a range may stand wherever a value may in task, network and trainer (`pipeline.space`).
+and in task, network and trainer a range may stand for a value (`pipeline.space`).
 
 `execution.cohort_size: auto` leaves a config unsettled: `pipeline.sizing.settled` measures, and
 fixes it with what follows from it before the sweep is created, so that the stored tree plans the
@@ -118,6 +118,14 @@ class Execution(Config):
         if self.executor == "inline":
             return 1
         return self.workers or max(1, cores() // self.num_threads)
+
+
+SETTINGS: dict[str, type[Config]] = {
+    "sampler": Sampler,
+    "trainer": Trainer,
+    "execution": Execution,
+}
+"""The sections whose settings are the same whatever is named in them."""
 
 
 def cores() -> int:

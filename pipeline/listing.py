@@ -1,18 +1,19 @@
-"""Settings of a plug-in, for `lyapsweep list`: name, default and admissible values."""
+"""Settings of a plug-in or a section, for `lyapsweep list`: name, default, admissible values."""
 
 import dataclasses
 import json
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from tasks.base import Bounds
+from pipeline.choice import Choice
+from tasks.base import Bounds, Config
 
 
-def settings_of(plugin: type[Any]) -> list[tuple[str, str, str]]:
-    """(setting, default, admissible values) of a plug-in."""
-    hints = get_type_hints(plugin.Config, include_extras=True)
+def settings_of(config: type[Config]) -> list[tuple[str, str, str]]:
+    """(setting, default, admissible values) of a Config."""
+    hints = get_type_hints(config, include_extras=True)
     found = []
-    for field in dataclasses.fields(plugin.Config):
+    for field in dataclasses.fields(config):
         has_default = field.default is not dataclasses.MISSING
         default = json.dumps(field.default) if has_default else "must be given"
         found.append((field.name, default, _admissible(hints[field.name])))
@@ -37,4 +38,5 @@ def _admissible(hint: Any) -> str:
     if get_origin(hint) is tuple:
         return f"list of {_admissible(get_args(hint)[0])}"
     names = {int: "whole number", float: "number", bool: "true | false", str: "text"}
+    names[Choice] = "name: {settings}"
     return names.get(hint, str(hint))

@@ -1,6 +1,6 @@
 """Ranges in a conf tree: found, described, filled with values.
 
-Wherever a value may stand a range may stand:
+In `task`, `network` and `trainer` a range may stand for a value:
 
     {uniform: [0, 0.5]}            real, low to high
     {log_uniform: [1e-4, 1e-1]}    real, uniform in the logarithm
@@ -25,8 +25,14 @@ SAMPLERS = {
     "gp": "Gaussian process, steered by results",
     "cmaes": "covariance matrix adaptation, steered by results",
 }
-KINDS = ("uniform", "log_uniform", "int", "log_int", "choice")
-
+WORDS = {
+    "uniform": "{uniform: [0, 0.5]}: real, low to high",
+    "log_uniform": "{log_uniform: [1e-4, 1e-1]}: real, uniform in the logarithm",
+    "int": "{int: [1, 4]}: whole numbers, both ends included",
+    "log_int": "{log_int: [16, 512]}: whole numbers, uniform in the logarithm",
+    "choice": "{choice: [32, 64]}: one of these",
+}
+KINDS = tuple(WORDS)
 
 LARGEST = 2**53
 """Of whole numbers: what a float, a column and a database all hold exactly."""

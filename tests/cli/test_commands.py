@@ -54,6 +54,8 @@ def test_help_is_light(folder: Path) -> None:
         ("diagnostics", "lyapunov_spectrum"),
         ("regularisers", "flossing"),
         ("samplers", "qmc"),
+        ("sections", "trainer"),
+        ("ranges", "log_int"),
         ("data", "war_and_peace"),
         ("predictors", "last_seen_loss"),
         ("figures", "spectra"),
@@ -71,6 +73,8 @@ def test_list_settings_of_one(run: Run) -> None:
     assert rows["units"] == ["64", "whole number >= 1"]
     assert rows["init"][1] == "uniform | gaussian | orthogonal | glorot"
     assert run("list", "networks", "lstn").code == 2
+    assert "learning_rate\t0.001\tnumber > 0 <= 1000" in run("list", "sections", "trainer").out
+    assert run("list", "sections", "trainers").code == 2
 
 
 def test_plan_keeps_nothing(run: Run, folder: Path) -> None:

@@ -3,6 +3,7 @@
 import ast
 import os
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,10 @@ def test_the_versions_named_are_those_that_are_pinned():
         if "==" in line and not line.startswith("#")
     )
     assert load("rayjob.yaml")["spec"]["rayClusterSpec"]["rayVersion"] == pins["ray"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wheel = f"lyapsweep-{project['version']}-py3-none-any.whl"
+    assert load("ray.yaml")["file_mounts"][f"~/{wheel}"] == f"./dist/{wheel}"
+    assert f"$HOME/{wheel}[cluster,postgres]" in load("ray.yaml")["setup_commands"][-1]
     for name in ("Dockerfile", "ray.yaml"):
         assert f"torch=={pins['torch']}" in (FOLDER / name).read_text()
     assert f"torch=={pins['torch']}" in (ROOT / "docs" / "cluster.md").read_text()
