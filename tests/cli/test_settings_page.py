@@ -1,4 +1,4 @@
-"""docs/settings.md names every setting of the sections, with its default, and every range."""
+"""What lists settings for people is whole: docs/settings.md, and the confs that help names."""
 
 import json
 import re
@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.cli import ConfArgument
 from pipeline.config import SECTIONS, SETTINGS
 from pipeline.listing import settings_of
 from pipeline.space import KINDS
 
-PAGE = (Path(__file__).parents[2] / "docs" / "settings.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "settings.md").read_text(encoding="utf-8")
 
 
 def table_of(heading: str) -> dict[str, str]:
@@ -39,3 +41,9 @@ def test_every_section_and_every_range_stands_there() -> None:
     for name in SECTIONS:
         assert f"`{name}`" in PAGE
     assert re.findall(r"^\| `\{(\w+): ", PAGE, re.MULTILINE) == list(KINDS)
+
+
+def test_help_names_every_conf_we_ship() -> None:
+    (argument,) = ConfArgument.__metadata__
+    named = re.findall(r"\w+", argument.help.partition("ship: ")[2].replace(" or ", " "))
+    assert sorted(named) == sorted(path.stem for path in (ROOT / "conf").glob("*.yaml"))
