@@ -271,24 +271,19 @@ def list_(
     from pipeline import catalog
     from pipeline.space import SAMPLERS, WORDS
 
+    words = {"samplers": SAMPLERS, "ranges": WORDS}
+    named = {"pruners": _list_pruners, "sections": _list_sections}
     if kind == "data":
         data_cli.list_()
         return
-    if kind == "samplers":
-        print_table(("sampler", "what it is"), list(SAMPLERS.items()))
+    if kind in words:
+        print_table((kind.removesuffix("s"), "what it is"), list(words[kind].items()))
         return
-    if kind == "ranges":
-        print_table(("range", "what it is"), list(WORDS.items()))
-        return
-    if kind == "pruners":
-        _list_pruners(name)
-        return
-    if kind == "sections":
-        _list_sections(name)
+    if kind in named:
+        named[kind](name)
         return
     if kind not in catalog.kinds():
-        others = {"samplers", "pruners", "data", "ranges", "sections"}
-        known = sorted({*catalog.kinds(), *others})
+        known = sorted({*catalog.kinds(), *words, *named, "data"})
         raise typer.BadParameter(f"no kind {kind!r}; there are {', '.join(known)}")
     if name is not None:
         _print_settings(catalog.load(kind, name).Config)
