@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from pipeline.dynamics.steps import generator_states
+from pipeline.dynamics.steps import generator_states, have_drawn
 
 LARGEST_CHUNK = 2**22
 """Numbers that the tangents of one chunk of a Hessian may hold: 32 MB in float64."""
@@ -391,7 +391,7 @@ def _not_random(f: Callable[[Tensor], Any]) -> Callable[[Tensor], Any]:
     def checked(x: Tensor) -> Any:
         before = generator_states(x.device)
         output = f(x)
-        if not all(map(torch.equal, before, generator_states(x.device))):
+        if have_drawn(before, x.device):
             raise ValueError(
                 "the callable draws random numbers, so that its outputs are not a function of the "
                 "input alone; switch its dropout off (.eval())"

@@ -99,11 +99,10 @@ class StepOrbit:
     def _refuse_unsuitable(self) -> None:
         first, given = self._at(0), self._start.clone()
         with _untouched_generators(self.device), torch.no_grad():
-            after, drawn = first(given), generator_states(self.device)
-            again, drawn_again = first(self._start.clone()), generator_states(self.device)
+            after, before = first(given), generator_states(self.device)
+            again, is_random = first(self._start.clone()), have_drawn(before, self.device)
         # Values alone do not tell: a mask on a state of zeros leaves zeros.
-        is_drawn = not all(map(torch.equal, drawn, drawn_again))
-        if is_drawn or not torch.equal(after.nan_to_num(), again.nan_to_num()):
+        if is_random or not torch.equal(after.nan_to_num(), again.nan_to_num()):
             raise ValueError(
                 "a step must not be random, but two calls with the same state draw different "
                 "numbers; switch dropout off or draw its mask once"
@@ -243,6 +242,11 @@ def generator_states(device: torch.device) -> list[Tensor]:
     if device.type == "cuda":
         states.append(torch.cuda.get_rng_state(device))
     return states
+
+
+def have_drawn(before: list[Tensor], device: torch.device) -> bool:
+    """Whether numbers were drawn since the generators were in these states."""
+    return not all(map(torch.equal, before, generator_states(device)))
 
 
 def num_arguments(step: Callable[..., Any]) -> int | None:
