@@ -25,6 +25,7 @@ from scipy.linalg.lapack import dlaswp
 from torch import Tensor
 
 from pipeline.dynamics import blas
+from pipeline.dynamics.routines import is_at_hand
 
 Method = Literal["householder", "cholesky", "lu"]
 
@@ -144,7 +145,7 @@ def eliminate(V_KD: Tensor) -> Eliminated:
     costs more, in page faults, than a pass through it; the matrix must be contiguous.
     """
     K, D = V_KD.shape
-    if blas.is_at_hand(V_KD):
+    if is_at_hand(V_KD):
         pivots = blas.eliminate(V_KD)
     else:
         found = torch.empty(K, dtype=torch.int32, device=V_KD.device)
@@ -210,7 +211,7 @@ def _log_gauge_of_stairs(F_DK: Tensor, ends_D: Tensor) -> Tensor:
         first = int(torch.searchsorted(sorted_ends, start, right=True))
         torch.mm(F_KD[start:stop, first:], F_KD[:stop, first:].mT, out=gram[start:stop, :stop])
     squares = gram.diagonal().clone()
-    if blas.is_at_hand(gram):
+    if is_at_hand(gram):
         is_definite = blas.cholesky(gram)
     else:
         gram, info = torch.linalg.cholesky_ex(gram)

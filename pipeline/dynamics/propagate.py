@@ -28,7 +28,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from pipeline.dynamics import blas
+from pipeline.dynamics import routines
 from pipeline.dynamics.frames import Frames, Map
 from pipeline.dynamics.hands import Hands
 from pipeline.dynamics.orthonormal import LU_FROM, Method, orthonormalise, pick
@@ -167,7 +167,7 @@ def carry(
     """
     # Threads share out the sequences: two that work on one matrix would wait for one another, and
     # torch's for those of the BLAS.
-    with blas.threads(1), closing(Hands(torch.get_num_threads())) as hands:
+    with routines.threads(1), closing(Hands(torch.get_num_threads())) as hands:
         return _carry(
             orbit, frame, warmup, steps, t_on, observe, rectangular, method, enough, hands
         )

@@ -19,14 +19,18 @@ Half as much again where that cuts a run evenly: a last block cut short costs a 
 use to error estimates."""
 
 
+FORGOTTEN = 0.1
+"""Nats of a bad offset that are forgotten at each factorisation."""
+
+
 class Schedule:
     """When each member's frame is factorised.
 
     `learn` reads from every R how deep its columns have sunk in how many steps, and keeps T_ON
-    where the depth stays above ε^¼. The depth is an offset plus a rate times the steps, so that
-    scaling it with the steps errs on the safe side; growth of T_ON is by doubling at most. (With
-    triangular frames, taking off the 2 nats that eliminating a random matrix costs at once makes
-    T_ON longer by a quarter, and errors ten times as large.)
+    where the depth stays above ε^¼, or ε^0.35 with triangular frames. The depth is an offset, what
+    the worst column loses at once, plus a rate times the steps: λ_1 − λ_k as this R has it, or the
+    depth over the steps where that is less. A bad offset is remembered for a while, and growth of
+    T_ON is by doubling at most.
 
     Example:
         >>> schedule = Schedule(2, 3, torch.float64, is_gauged=False)
@@ -50,8 +54,9 @@ class Schedule:
             self.block = t_on * math.ceil(LONGEST_GAUGED / t_on) if is_gauged else t_on
         self.t_on = [1 if t_on == "auto" else t_on] * num_members
         self._since = [0] * num_members
+        self._offsets = [0.0] * num_members
         # With triangular frames the factorisation costs about half a step; T_ON may be longer.
-        self._lowest_depth = math.log(torch.finfo(dtype).eps) * (0.3 if is_gauged else 0.25)
+        self._lowest_depth = math.log(torch.finfo(dtype).eps) * (0.35 if is_gauged else 0.25)
         # A quarter of the range: frames are not rescaled between factorisations.
         self._largest_log = math.log(torch.finfo(dtype).max) / 4
 
@@ -67,22 +72,31 @@ class Schedule:
     def learn(self, members: list[int], logs_NBK: Tensor, depth_NBK: Tensor) -> None:
         """Sets T_ON from the R of `members`."""
         if self._is_auto:
-            deepest = depth_NBK.amin((1, 2))
+            # Errors grow like exp(−depth), and it is their mean over sequences that counts.
+            num_sequences = depth_NBK.shape[1]
+            deepest = math.log(num_sequences) - (-depth_NBK.amin(2)).logsumexp(1)
             largest = torch.where(torch.isneginf(logs_NBK), 0.0, logs_NBK.abs()).amax((1, 2))
-            seen = torch.stack([deepest, largest]).tolist()
-            for n, depth, size in zip(members, *seen, strict=True):
-                self.t_on[n] = self._longest(n, depth, size)
+            least, most = logs_NBK.mean(1).aminmax(dim=-1)
+            seen = torch.stack([deepest, most - least, largest]).tolist()
+            for n, depth, spread, size in zip(members, *seen, strict=True):
+                self.t_on[n] = self._longest(n, depth, spread, size)
         for n in members:
             self._since[n] = 0
 
-    def _longest(self, n: int, depth: float, size: float) -> int:
+    def _longest(self, n: int, depth: float, spread: float, size: float) -> int:
         steps = self._since[n]
         if not (math.isfinite(depth) and math.isfinite(size)):
             return 1
-        used = max(depth / self._lowest_depth, size / self._largest_log)
-        fitting = self.block if used * self.block <= steps else int(steps / used)
+        # Both are what so many steps use up; the rest of the depth is the offset.
+        rate = min(spread, -depth) / steps
+        self._offsets[n] = min(depth + rate * steps, self._offsets[n] + FORGOTTEN)
+        room, size_rate = self._offsets[n] - self._lowest_depth, size / steps
+        fitting = room / rate if rate > 0 else math.inf
+        if size_rate > 0:
+            fitting = min(fitting, self._largest_log / size_rate)
         # Blocks end with a factorisation, so they are cut evenly.
-        even = math.ceil(self.block / math.ceil(self.block / max(1, fitting)))
+        fitting = math.floor(min(max(1, fitting), self.block))
+        even = math.ceil(self.block / math.ceil(self.block / fitting))
         return min(even, 2 * self.t_on[n])
 
 

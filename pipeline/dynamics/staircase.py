@@ -89,7 +89,7 @@ class Stairs:
         `beta=0` overwrites whatever `out` holds.
         """
         if self.order_D is None:
-            out_KE.addmm_(self.Q_KD[:, here], J_ME, beta=beta)
+            blas.add_product(out_KE, J_ME, self.Q_KD[:, here], beta=beta)
             return
         K = len(self.Q_KD)
         if beta == 0 and K == len(J_ME) == len(self.order_D):
