@@ -39,8 +39,10 @@ def multiply(X_KE: Tensor, L_KK: Tensor) -> None:
     routines.multiply(Matrix.of(X_KE), Matrix.of(L_KK), _UNIT_LOWER)
 
 
-def add_product(X_KE: Tensor, Y_ME: Tensor, Z_KM: Tensor, *, beta: float = 1) -> None:
-    """X ← beta X + Y Z in place; `beta=0` overwrites whatever X holds.
+def add_product(
+    X_KE: Tensor, Y_ME: Tensor, Z_KM: Tensor, *, factor: float = 1, beta: float = 1
+) -> None:
+    """X ← beta X + factor Y Z in place; `beta=0` overwrites whatever X holds.
 
     Example:
         >>> X = torch.tensor([[1.0], [2.0]])  # (1 2)
@@ -48,7 +50,7 @@ def add_product(X_KE: Tensor, Y_ME: Tensor, Z_KM: Tensor, *, beta: float = 1) ->
         >>> X.flatten().tolist()
         [31.0, 302.0]
     """
-    routines.add_product(*map(Matrix.of, (X_KE, Y_ME, Z_KM)), beta=beta)
+    routines.add_product(*map(Matrix.of, (X_KE, Y_ME, Z_KM)), factor=factor, beta=beta)
 
 
 def divide(X_KE: Tensor, R_KK: Tensor) -> None:

@@ -6,6 +6,7 @@ stays in the cache, and threads share them out.
 Shapes: N members, B sequences, D state, K tangents.
 """
 
+from dataclasses import replace
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import torch
@@ -71,6 +72,8 @@ class Frames:
         self._whole_NBDK = Q_NBDK
         self._method, self._rectangular, self._hands = method, rectangular, hands
         self._apart: list[list[AnyStairs]] = []
+        # log|U_ii| of what the first frames were divided by, until it enters their logs.
+        self._divided_NBK: Tensor | None = None
         # One for each share of the frames that some thread carries.
         self._spares_KD: list[Tensor] = []
         self._shares: list[list[tuple[int, int]]] = []
@@ -82,7 +85,17 @@ class Frames:
         """
         is_apart = self._method == "lu" and self._whole_NBDK.device.type == "cpu"
         if is_apart and isinstance(J, StairMap):
-            return self._carry_apart(J, due)
+            found = self._carry_apart(J, due)
+        else:
+            found = self._carry_whole(step, J, due)
+        if found is None or self._divided_NBK is None:
+            return found
+        logs, depth = found
+        logs = logs + self._divided_NBK[due]
+        self._divided_NBK[due] = 0
+        return logs, depth
+
+    def _carry_whole(self, step: int, J: Map, due: list[int]) -> tuple[Tensor, Tensor] | None:
         Q = self.whole()
         V = J(Q)
         _check_shape(V, Q, step, self._rectangular)
@@ -101,21 +114,15 @@ class Frames:
     def _carry_apart(self, J: StairMap, due: list[int]) -> tuple[Tensor, Tensor] | None:
         """One frame after another, in memory that is used again: each then stays in the cache,
         and no step pays for fresh pages, which cost as much as a tenth of its products."""
+        halved = J if isinstance(J, HalfDiagonalMap) else None
         if not self._apart:
-            # Copies: what was given is not ours to overwrite.
-            self._apart = [
-                [Stairs(Q.mT.clone(memory_format=torch.contiguous_format)) for Q in Q_BDK]
-                for Q_BDK in self._whole_NBDK
-            ]
-            N, B = len(self._apart), len(self._apart[0])
-            self._shares = self._hands.shares([(n, b) for n in range(N) for b in range(B)])
-            self._spares_KD = [torch.empty_like(self._apart[0][0].Q_KD) for _ in self._shares]
+            self._start_apart(halved)
 
         def carried(share: int) -> list[Eliminated]:
             found = []
             for n, b in self._shares[share]:
                 frame, V_KD = self._apart[n][b], self._spares_KD[share]
-                self._apart[n][b], eliminated = _moved(J, n, b, frame, V_KD, n in due)
+                self._apart[n][b], eliminated = _moved(J, halved, n, b, frame, V_KD, n in due)
                 if eliminated is not None:
                     found.append(eliminated)
                 self._spares_KD[share] = frame.Q_KD
@@ -127,6 +134,25 @@ class Frames:
         logs, depth = (torch.stack([f[i] for f in found]) for i in (0, 1))
         shape = (len(due), -1, logs.shape[-1])
         return logs.view(shape), depth.view(shape)
+
+    def _start_apart(self, halved: HalfDiagonalMap | None) -> None:
+        """Triangular frames from the first step on; those that sequences share are made once."""
+        starts: dict[int, tuple[AnyStairs, Tensor]] = {}
+        logs: list[Tensor] = []
+        for n, Q_BDK in enumerate(self._whole_NBDK):
+            self._apart.append([])
+            for b, Q in enumerate(Q_BDK):
+                key = Q.data_ptr()
+                if key not in starts:
+                    starts[key] = _start(Q, halved, n, b)
+                frame, log = starts[key]
+                # Copies: what is shared is not to be overwritten.
+                self._apart[n].append(replace(frame, Q_KD=frame.Q_KD.clone()))
+                logs.append(log)
+        N, B = len(self._apart), len(self._apart[0])
+        self._divided_NBK = torch.stack(logs).view(N, B, -1)
+        self._shares = self._hands.shares([(n, b) for n in range(N) for b in range(B)])
+        self._spares_KD = [torch.empty_like(self._apart[0][0].Q_KD) for _ in self._shares]
 
     def whole(self) -> Tensor:
         """The frames, (N, B, D, K)."""
@@ -158,13 +184,34 @@ class Frames:
         return torch.stack(gauges).view(N, B, -1)
 
 
+def _start(
+    Q_DK: Tensor, halved: HalfDiagonalMap | None, member: int, sequence: int
+) -> tuple[AnyStairs, Tensor]:
+    """F and log|U_ii| (K,) of Q = F U; halved if the map is."""
+    Q_KD = Q_DK.mT.clone(memory_format=torch.contiguous_format)
+    is_square = Q_KD.shape[0] == Q_KD.shape[1]
+    if is_square and halved is not None and halved.halves(member, sequence, None) is not None:
+        found = HalvedStairs.start(Q_KD)
+        if found is not None:
+            return found
+        Q_KD.copy_(Q_DK.mT)
+    eliminated = eliminate(Q_KD)
+    return Stairs(Q_KD, eliminated.order), eliminated.logs
+
+
 def _moved(
-    J: StairMap, member: int, sequence: int, frame: AnyStairs, out_KD: Tensor, is_due: bool
+    J: StairMap,
+    halved: HalfDiagonalMap | None,
+    member: int,
+    sequence: int,
+    frame: AnyStairs,
+    out_KD: Tensor,
+    is_due: bool,
 ) -> tuple[AnyStairs, Eliminated | None]:
-    """A frame after one map, in `out_KD`, eliminated if that is due."""
+    """A frame after one map, in `out_KD`, eliminated if that is due. `halved` is J if it is so."""
     is_split = isinstance(frame, HalvedStairs) or frame.is_split
-    if is_due and is_split and isinstance(J, HalfDiagonalMap):
-        halves = J.halves(member, sequence, frame.shear)
+    if is_due and is_split and halved is not None:
+        halves = halved.halves(member, sequence, frame.shear)
         if halves is not None and isinstance(frame, Stairs):
             frame = HalvedStairs.of(frame) or frame
         if halves is not None and isinstance(frame, HalvedStairs):

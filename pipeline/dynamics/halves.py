@@ -88,6 +88,22 @@ class HalvedStairs:
         frame.Q_KD[:H, H:] = C
         return cls(frame.Q_KD, order_a, order_b, frame.shear)
 
+    @classmethod
+    def start(cls, Q_KD: Tensor) -> "tuple[HalvedStairs, Tensor] | None":
+        """F and log|U_ii| (K,) of any square frame Q = F U, in the memory of Q.
+
+        None, and that memory spoilt, where C would be large.
+        """
+        H = len(Q_KD) // 2
+        V_a, V_b, rest = Q_KD[:H, :H], Q_KD[:H, H:], Q_KD[H:, H:]
+        order_a = _follow(V_a, V_b)
+        if order_a is None:
+            return None
+        blas.add_product(rest, V_b, columns(Q_KD[H:, :H], order_a), factor=-1)
+        order_b = order_of(blas.eliminate(rest), H)
+        logs = torch.cat([V_a.diagonal(), rest.diagonal()]).double().abs().log()
+        return cls(Q_KD, order_a, order_b), logs
+
     def quarters(self) -> tuple[Tensor, Tensor, Tensor]:
         """L, C Pᵀ and L'."""
         H = len(self.order_a)
@@ -136,10 +152,8 @@ def eliminate_halves(
     V_a.addcmul_(C, J.a_by_b)
     V_b.addcmul_(C, J.b_by_b)
     blas.multiply(V, A)
-    order_a = order_of(blas.eliminate(V_a), H)
-    blas.divide(V_b, V_a)
-    blas.divide_unit(V_b, V_a)
-    if _is_large(V_b):
+    order_a = _follow(V_a, V_b)
+    if order_a is None:
         return None
 
     torch.index_select(V_b, 0, inverse(order_a)[order_b], out=rest)
@@ -155,6 +169,14 @@ def eliminate_halves(
     norms = torch.cat([norms_below(V_a), torch.hypot(before, norms_below(rest))])
     eliminated = Eliminated(*logs_and_depth(diagonal, norms), torch.cat([order_a, order_rest + H]))
     return HalvedStairs(out_KD, order_a, order_rest, J.shear), eliminated
+
+
+def _follow(V_a: Tensor, V_b: Tensor) -> Tensor | None:
+    """Eliminates V_a, and V_b becomes C Pᵀ, V_b V_a⁻¹ in the order returned. None if C is large."""
+    order_a = order_of(blas.eliminate(V_a), len(V_a))
+    blas.divide(V_b, V_a)
+    blas.divide_unit(V_b, V_a)
+    return None if _is_large(V_b) else order_a
 
 
 def _is_large(C: Tensor) -> bool:

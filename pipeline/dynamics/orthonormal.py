@@ -232,9 +232,10 @@ def norms_below(packed_KD: Tensor) -> Tensor:
     for start in range(0, K, step):
         rows = packed_KD[start : min(start + step, K)]
         size = len(rows)
-        last = rows[:, start : start + size] * mask[:size, :size]
-        parts = _norms(rows[:, :start].mT), _norms(last.mT)
-        torch.hypot(*parts, out=norms[start : start + size])
+        last = _norms((rows[:, start : start + size] * mask[:size, :size]).mT)
+        norms[start : start + size] = (
+            torch.hypot(_norms(rows[:, :start].mT), last) if start else last
+        )
     return norms
 
 

@@ -5,11 +5,11 @@ The frame may be re-orthonormalised every T_ON steps only. What limits T_ON is r
 of R decays relative to its own norm like exp(−T_ON (λ_1 − λ_i)), and where that meets the
 precision ε, R_ii is noise that looks like an exponent of λ_1 − ln(1/ε)/T_ON. The decay is
 therefore read from every R, and "auto" keeps it above ε^¼, T_ON (λ_1 − λ_k) ≤ 9 in float64 and
-4 in float32, which leaves log R_ii right to about ε^¾; above ε^0.3 with triangular frames. (Numbers
-appear down to 36 and 16, wrong ones beyond, and from 100 ε on they are flagged; but neither QRs of
-few tangents nor eliminations of many cost enough to pay for them with digits. Measured on
-recurrent networks, against T_ON = 1: a limit of 27 nats puts the last exponent of 26 steps off by
-up to 2e-2, one of 16 nats by 2e-7, ε^0.3 by 3e-9.)
+4 in float32, which leaves log R_ii right to about ε^¾; above ε^0.32 with triangular frames.
+(Numbers appear down to 36 and 16, wrong ones beyond, and from 100 ε on they are flagged; but
+neither QRs of few tangents nor eliminations of many cost enough to pay for them with digits.
+Measured on recurrent networks, against T_ON = 1: a limit of 27 nats puts the last exponent of 26
+steps off by up to 2e-2, one of 16 nats by 2e-7, ε^0.32 by 4e-9.)
 
 With many tangents, frames in between are triangular rather than orthonormal (`orthonormal`), and
 maps that know how leave out the zeros (`frames`). Time blocks are still logged as if the frames

@@ -19,18 +19,17 @@ Half as much again where that cuts a run evenly: a last block cut short costs a 
 use to error estimates."""
 
 
-FORGOTTEN = 0.1
-"""Nats of a bad offset that are forgotten at each factorisation."""
+FORGOTTEN = 1.0
+"""Nats by which an offset worse than the latest is forgotten at each factorisation."""
 
 
 class Schedule:
     """When each member's frame is factorised.
 
     `learn` reads from every R how deep its columns have sunk in how many steps, and keeps T_ON
-    where the depth stays above ε^¼, or ε^0.35 with triangular frames. The depth is an offset, what
+    where the depth stays above ε^¼, or ε^0.32 with triangular frames. The depth is an offset, what
     the worst column loses at once, plus a rate times the steps: λ_1 − λ_k as this R has it, or the
-    depth over the steps where that is less. A bad offset is remembered for a while, and growth of
-    T_ON is by doubling at most.
+    depth over the steps where that is less. Growth of T_ON is by doubling at most.
 
     Example:
         >>> schedule = Schedule(2, 3, torch.float64, is_gauged=False)
@@ -56,7 +55,7 @@ class Schedule:
         self._since = [0] * num_members
         self._offsets = [0.0] * num_members
         # With triangular frames the factorisation costs about half a step; T_ON may be longer.
-        self._lowest_depth = math.log(torch.finfo(dtype).eps) * (0.35 if is_gauged else 0.25)
+        self._lowest_depth = math.log(torch.finfo(dtype).eps) * (0.32 if is_gauged else 0.25)
         # A quarter of the range: frames are not rescaled between factorisations.
         self._largest_log = math.log(torch.finfo(dtype).max) / 4
 
