@@ -216,7 +216,7 @@ def test_exponents_are_those_of_a_householder_qr_at_every_step(kind, layers, loo
 @pytest.mark.parametrize("shared", [True, False])
 @pytest.mark.parametrize("swapped", [True, False])
 def test_growth_is_counted_from_the_first_step_on(kind, shared, swapped):
-    """What first frames are divided by enters the logs; with halves swapped, C would be infinite."""
+    """The logs hold what first frames were divided by; with halves swapped, C would be infinite."""
     network = population(kind, units=72)
 
     def fresh():
