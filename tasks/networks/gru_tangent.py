@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tasks.networks.layers import sech2
+from tasks.networks.layers import matmul_states, sech2
 from tasks.networks.recurrent_tangent import shared_product
 
 BLOCKS_FROM = 64
@@ -50,7 +50,7 @@ class GRUCell:
 
     def advance(self, drive_NBG: Tensor, h: Tensor) -> tuple[Tensor, GRUGains]:
         """h' and the gains, given W x + b and h."""
-        recurrent = torch.bmm(h, self.U.mT)
+        recurrent = matmul_states(h, self.U)
         u_r, u_z, m = recurrent.chunk(3, dim=-1)
         w_r, w_z, w_n = drive_NBG.chunk(3, dim=-1)
         if self.b_hn is not None:

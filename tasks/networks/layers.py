@@ -13,8 +13,11 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from tasks.base import per_member_fields
+
+_LEAST_PADDED = 2**18
 
 Initialiser = Literal["uniform", "gaussian", "orthogonal", "glorot"]
 
@@ -107,6 +110,20 @@ def linear(x_NBI: Tensor, weight_NOI: Tensor, bias_NO: Tensor | None) -> Tensor:
     else:
         y_NMO = torch.baddbmm(bias_NO.unsqueeze(1), flat_NMI, weight_NOI.mT)
     return y_NMO.view(*x_NBI.shape[:-1], weight_NOI.shape[1])
+
+
+def matmul_states(h_NBH: Tensor, U_NGH: Tensor) -> Tensor:
+    """h Uᵀ (N, B, G) of every member.
+
+    Where U is too large for the cache, MKL takes longer for 10 rows in float64 than for 12: there
+    one or two that are short of a multiple of 4 are filled up with zeros.
+    """
+    B = h_NBH.shape[1]
+    missing = -B % 4
+    is_slow = h_NBH.device.type == "cpu" and h_NBH.dtype == torch.float64 and B > 4
+    if is_slow and missing in (1, 2) and U_NGH[0].numel() >= _LEAST_PADDED:
+        h_NBH = pad(h_NBH, (0, 0, 0, missing))
+    return torch.bmm(h_NBH, U_NGH.mT)[:, :B]
 
 
 def matmul_tangents(W_NED: Tensor, Q_NBDK: Tensor) -> Tensor:

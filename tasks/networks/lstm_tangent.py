@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from tasks.networks.base import StateConvention
-from tasks.networks.layers import linear, log_abs_det, matmul_tangents, sech2
+from tasks.networks.layers import linear, log_abs_det, matmul_states, matmul_tangents, sech2
 from tasks.networks.lstm_adjoint import pull
 from tasks.networks.lstm_shear import Mix, Shear
 from tasks.networks.recurrent_orbit import ClosedLoop, Readout, RecurrentOrbit, fed_back
@@ -63,7 +63,7 @@ def advance(
     weights: LayerWeights, drive_NBG: Tensor, h: Tensor, c: Tensor
 ) -> tuple[Tensor, Tensor, LayerGains]:
     """One step of one layer: h', c' and the gains, given W x + b."""
-    arguments = torch.baddbmm(drive_NBG, h, weights.U.mT)
+    arguments = drive_NBG + matmul_states(h, weights.U)
     a_i, a_f, a_g, a_o = arguments.chunk(4, dim=-1)
     i, f, g, o = torch.sigmoid(a_i), torch.sigmoid(a_f), torch.tanh(a_g), torch.sigmoid(a_o)
     c_new = f * c + i * g

@@ -12,7 +12,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from tasks.networks.layers import log_abs_det, relu_slope, sech2
+from tasks.networks.layers import log_abs_det, matmul_states, relu_slope, sech2
 from tasks.networks.recurrent_tangent import shared_product
 
 ACTIVATIONS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
@@ -34,7 +34,7 @@ class RNNCell:
     def advance(self, drive_NBG: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
         """h' and φ′(a), given W x + b and h."""
         activation, derivative = ACTIVATIONS[self.activation]
-        a = torch.baddbmm(drive_NBG, h, self.U.mT)
+        a = drive_NBG + matmul_states(h, self.U)
         return activation(a), derivative(a)
 
     def push(self, gains: Tensor, dh: Tensor, dx: Tensor | None, out: Tensor) -> None:
