@@ -11,6 +11,9 @@ is counted, and otherwise the whole of one with all of them. Cases are interleav
 the rounds are shown; textbook is timed over two steps and scaled to T, which is fair since every
 step costs the same.
 
+Last, FTLEs of all layers with their directions on a grid in the plane, beside the forward pass of
+the same inputs, for networks in both precisions; FTLEs are computed in float64 for both.
+
     LYAPSWEEP_BENCH_ROUNDS=3 python tests/bench/run_all.py engine
 """
 
@@ -21,12 +24,15 @@ import time
 import torch
 from textbook import jacobians, lstm_step
 
+from pipeline.dynamics.ftle import ftle_field
 from pipeline.dynamics.spectrum import exact_arithmetic, lyapunov_spectrum
 from tasks.base import generator_for
 from tasks.networks.lstm import LSTM
+from tasks.networks.mlp import MLP
 
 UNITS, SEQUENCES, STEPS, INPUTS = 512, 10, 100, 16
 SLOW_STEPS = 2
+WIDTH, DEPTH, GRID = 50, 8, 200
 THREADS = int(os.environ.get("LYAPSWEEP_BENCH_THREADS", "1"))
 ROUNDS = int(os.environ.get("LYAPSWEEP_BENCH_ROUNDS", "3"))
 F64 = torch.float64
@@ -39,6 +45,8 @@ def cases():
         for state in ("full", "hidden"):
             yield from _compare(state, 16)
             yield from _compare(state, None)
+        for dtype in (F64, torch.float32):
+            yield from _field(dtype)
     finally:
         torch.set_num_threads(threads)
 
@@ -67,6 +75,24 @@ def _compare(state, k):
     yield f"{name}: bare products and factorisations", statistics.median(bare), "s"
     yield f"{name}: textbook / ours", _ratio(textbook, ours), "×"
     yield f"{name}: ours / bare", _ratio(ours, bare), "×"
+
+
+def _field(dtype):
+    """Seconds of a field of FTLEs and of the bare forward pass, and their ratio."""
+    config = MLP.Config(width=WIDTH, depth=DEPTH)
+    generators = [generator_for("bench field")]
+    network = MLP([config], input_size=2, output_size=2, generators=generators, dtype=dtype).eval()
+    axis = torch.linspace(-1, 1, GRID, dtype=dtype)
+    grid = torch.cartesian_prod(axis, axis)
+    field, forward = [], []
+    for _ in range(2 * ROUNDS + 1):
+        field.append(_seconds(lambda: ftle_field(network, grid), 1))
+        with torch.no_grad():
+            forward.append(_seconds(lambda: network(grid), 5))
+    name = f"{DEPTH} layers of {WIDTH}, {GRID} × {GRID} inputs, {str(dtype).removeprefix('torch.')}"
+    yield f"{name}: FTLE field", statistics.median(field), "s"
+    yield f"{name}: forward pass", statistics.median(forward), "s"
+    yield f"{name}: field / forward", _ratio(field, forward), "×"
 
 
 def _ratio(above, below):
