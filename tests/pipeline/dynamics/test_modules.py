@@ -211,7 +211,8 @@ def test_functions_of_state_and_input_equal_the_module_they_are():
     cell, x = module(nn.GRUCell), inputs(2, 50)
     a = lyapunov_spectrum(cell, x, warmup=10)
     b = lyapunov_spectrum(lambda s, x: cell(x, s), x, start=torch.zeros(4), warmup=10)
-    torch.testing.assert_close(a.exponents, b.exponents, atol=1e-11, rtol=0)
+    # ε^¾, what T_ON leaves of the digits.
+    torch.testing.assert_close(a.exponents, b.exponents, atol=2e-12, rtol=0)
     assert b.loop == "open"
 
 
