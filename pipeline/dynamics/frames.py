@@ -209,8 +209,7 @@ def _moved(
     is_due: bool,
 ) -> tuple[AnyStairs, Eliminated | None]:
     """A frame after one map, in `out_KD`, eliminated if that is due. `halved` is J if it is so."""
-    is_split = isinstance(frame, HalvedStairs) or frame.is_split
-    if is_due and is_split and halved is not None:
+    if is_due and halved is not None and (isinstance(frame, HalvedStairs) or frame.is_split):
         halves = halved.halves(member, sequence, frame.shear)
         if halves is not None and isinstance(frame, Stairs):
             frame = HalvedStairs.of(frame) or frame
