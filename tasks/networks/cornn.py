@@ -22,7 +22,7 @@ from torch.nn.functional import pad
 
 from tasks.base import Bounds, UnsuitableError
 from tasks.networks.base import Network, StateConvention
-from tasks.networks.layers import draw_weight, sech2
+from tasks.networks.layers import draw_weight, matmul_states, sech2
 from tasks.networks.recurrent import Recurrent, RecurrentConfig
 from tasks.networks.recurrent_orbit import ClosedLoop, Readout, RecurrentOrbit
 from tasks.networks.recurrent_tangent import Cell, shared_product
@@ -178,7 +178,7 @@ class OscillatorCell:
 
     def advance(self, drive_NBG: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
         """s' and Δt sech²(a), given V x + b and s."""
-        a = torch.baddbmm(drive_NBG, h, self.U.mT)
+        a = drive_NBG + matmul_states(h, self.U)
         return self.oscillation.after(h, torch.tanh(a)), self.oscillation.step * sech2(a)
 
     def push(self, gains: Tensor, dh: Tensor, dx: Tensor | None, out: Tensor) -> None:
